@@ -1,0 +1,54 @@
+# Everything works in a fresh clone with Python 3.11+, git and make; each target installs what it needs first.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+RUNS := runs/quickstart
+PYTEST_WORKERS ?= 2
+
+.PHONY: install quickstart test test-faults check format bench clean
+
+install: $(STAMP)
+
+# torch first: pip then resolves everything else against the version that is pinned
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llmkit needs Python 3.11 or newer; make PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet torch -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e '.[test]' -c constraints.txt
+	touch $(STAMP)
+
+# The five commands on data that every machine has: about 6 minutes on two cores
+quickstart: install
+	@set -e; run() { printf '\n$$ llmkit'; printf ' %s' "$$@"; printf '\n'; $(BIN)/llmkit "$$@"; }; \
+	run preprocess recipes/quickstart/pretrain.yaml; \
+	run pretrain recipes/quickstart/pretrain.yaml; \
+	run evaluate recipes/quickstart/pretrain.yaml; \
+	run generate recipes/quickstart/pretrain.yaml --prompt 'def fibonacci('; \
+	run finetune recipes/quickstart/finetune.yaml; \
+	run evaluate recipes/quickstart/finetune.yaml; \
+	run generate recipes/quickstart/finetune.yaml --prompt 'def is_empty(self):'; \
+	printf '\nReport: $(RUNS)/pretrain/report.html\nComplete your own code: $(BIN)/llmkit generate recipes/quickstart/pretrain.yaml --interactive\n'
+
+test: install
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m 'not faults'
+
+# Kills and full disks: minutes, not seconds
+test-faults: install
+	$(BIN)/python -m pytest -m faults
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+# What make and the tools made here; runs stay
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,258 @@
+"""`preprocess` as a function: the stages in order, each resumable, and the published result that training reads.
+
+resolve sources -> fingerprint -> tokenizer -> read, clean, split, encode, write shards -> report, manifest ->
+publish by
+one rename. Nothing is done where the dataset of this fingerprint is published already.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmkit.data import pipeline
+from llmkit.data.examples import Encoder
+from llmkit.data.fingerprint import Fingerprint, explain_miss, fingerprint, source_hash
+from llmkit.data.prepared import Prepared, open_prepared, preparation_lock, verify_prepared
+from llmkit.data.process import Processor
+from llmkit.data.reporting import make_report
+from llmkit.data.roles import RoleSpec
+from llmkit.data.shardfile import token_dtype
+from llmkit.data.shards import Split
+from llmkit.data.sources import ResolvedSource, resolve_sources
+from llmkit.data.store import PROGRESS, SHARD_BYTES, Store
+from llmkit.data.tokenizer import BatchEncoder, read_special_ids
+from llmkit.data.tokenizer_make import make_tokenizer, single_byte_ids, tokenizer_identity, write_stand_in
+from llmkit.data.view import audit
+from llmkit.errors import DataError, Stopped
+from llmkit.files import environment_errors, fsync_directory, read_json, write_json
+from llmkit.manifest import MANIFEST, hash_file, seal
+from llmkit.recipe.sections import Recipe
+from llmkit.report.console import Console
+
+__all__ = ["Prepared", "check_sources", "fingerprint_of", "load", "prepare", "verify_prepared"]
+
+GROUPS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A recipe with its sources found and its identity known: what `prepare` and `load` start from."""
+
+    recipe: Recipe
+    roles: RoleSpec
+    groups: dict[str, list[ResolvedSource]]
+    fingerprint: Fingerprint
+    prepared_dir: Path
+
+    @property
+    def directory(self) -> Path:
+        return self.prepared_dir / self.fingerprint.digest
+
+
+def request(recipe: Recipe) -> Request:
+    """Resolves and hashes the recipe's sources. Raises DataError, RecipeError, ModelError."""
+    from llmkit.tasks import role_spec
+
+    roles = role_spec(recipe.task)
+    if not recipe.data.train and not recipe.data.validation and not recipe.data.test:
+        raise DataError("there is no data: expected at least one source", key="data.train")
+    groups = {
+        group: resolve_sources(getattr(recipe.data, group), roles, split=group)
+        for group in GROUPS
+        if getattr(recipe.data, group)
+    }
+    tokenizer, source_directory = tokenizer_identity(recipe)
+    identity = _encoder_identity(recipe, source_directory)
+    prepared_dir = Path(recipe.data.prepared_dir or Path(recipe.output_dir) / "prepared")
+    return Request(recipe, roles, groups, fingerprint(groups, recipe.data, identity, tokenizer), prepared_dir)
+
+
+def fingerprint_of(recipe: Recipe) -> Fingerprint:
+    """The dataset that a resolved recipe asks for: its digest and the identity behind it."""
+    return request(recipe).fingerprint
+
+
+def check_sources(recipe: Recipe, recorded: dict[str, str], run: Path) -> None:
+    """Raises DataError naming the sources whose content is no longer what a run recorded (`Prepared.sources`)."""
+    from llmkit.tasks import role_spec
+
+    roles = role_spec(recipe.task)
+    for group in GROUPS:
+        for source in resolve_sources(getattr(recipe.data, group), roles, split=group):
+            name = f"{group}: {source.id}"
+            if name in recorded and recorded[name] != source_hash(source):
+                raise DataError(
+                    f"the content of {source.id} has changed since the run in {run} began; restore it, choose another "
+                    "output_dir, or start afresh with --overwrite",
+                    key=f"data.{group}.{source.index}",
+                )
+
+
+def load(recipe: Recipe) -> Prepared | None:
+    """The published dataset that matches the recipe, after the quick proof; None where there is none."""
+    wanted = request(recipe)
+    return open_prepared(wanted.directory) if (wanted.directory / MANIFEST).exists() else None
+
+
+def prepare(recipe: Recipe, console: Console, *, shard_bytes: int = SHARD_BYTES) -> Prepared:
+    """The dataset of a resolved recipe, made now unless it is published already.
+
+    Raises DataError, EnvironmentFailure, RecipeError, ModelError; Stopped (from a signal handler) with `saved` where
+    finished shards wait for the next call.
+    """
+    wanted = request(recipe)
+    directory = wanted.directory
+    if (directory / MANIFEST).exists():
+        console.note(f"prepared data: {directory} matches")
+        return _checked(open_prepared(directory), recipe)
+    missed = explain_miss(wanted.prepared_dir, wanted.fingerprint, wanted.groups)
+    if missed is not None:
+        console.note(f"{missed}; preparing anew")
+    lock = wanted.prepared_dir / f".{directory.name}.lock"
+    with preparation_lock(lock, lambda holder: console.note(f"waiting for {holder}, which prepares this dataset")):
+        if not (directory / MANIFEST).exists():
+            partial = wanted.prepared_dir / f".partial-{directory.name}"
+            try:
+                _make(wanted, partial, console, shard_bytes)
+            except DataError:
+                shutil.rmtree(partial, ignore_errors=True)  # its data has to change, and with it the fingerprint
+                raise
+            except Stopped as stopped:
+                if (partial / PROGRESS).exists():
+                    message = "preprocessing stopped; run the same command again to go on from its last finished shard"
+                    raise Stopped(stopped.signum, saved=True, message=message) from stopped
+                raise
+    return _checked(open_prepared(directory), recipe)
+
+
+def _checked(prepared: Prepared, recipe: Recipe) -> Prepared:
+    """What a published dataset may still fail by keys that are no part of its identity."""
+    pipeline.check_bad(prepared.report["tally"], recipe.data.max_bad_fraction)
+    return prepared
+
+
+def _make(wanted: Request, partial: Path, console: Console, shard_bytes: int) -> None:
+    finished = (partial / MANIFEST).exists() and not (partial / PROGRESS).exists()
+    if not finished:
+        with environment_errors(partial):
+            partial.mkdir(parents=True, exist_ok=True)
+        if (partial / PROGRESS).exists():
+            console.note(f"going on with the unfinished preparation in {partial}")
+        recipe = wanted.recipe
+        make_tokenizer(recipe, wanted.groups, wanted.roles, partial, console)
+        encoder = _encoder(recipe, partial / "tokenizer")
+        _write(wanted, partial, encoder, console, shard_bytes)
+    with environment_errors(wanted.directory):
+        if wanted.directory.exists():
+            shutil.rmtree(wanted.directory)  # without a manifest: never published
+        os.replace(partial, wanted.directory)
+        fsync_directory(wanted.prepared_dir)
+
+
+def _encoder_identity(recipe: Recipe, tokenizer_source: Path | None) -> dict[str, Any]:
+    """What the encoder depends on beside the tokenizer, which may not exist yet: asked of one on a stand-in."""
+    with tempfile.TemporaryDirectory() as scratch:
+        write_stand_in(Path(scratch), tokenizer_source, recipe)
+        return _encoder(recipe, Path(scratch)).identity()
+
+
+def _encoder(recipe: Recipe, tokenizer_dir: Path) -> Encoder:
+    from llmkit.tasks import encoder_for
+
+    return encoder_for(recipe, tokenizer_dir)
+
+
+def _write(wanted: Request, partial: Path, encoder: Encoder, console: Console, shard_bytes: int) -> None:
+    recipe = wanted.recipe
+    ids = read_special_ids(partial / "tokenizer")
+    vocabulary = pipeline.Vocabulary(ids.size, ids.unk, single_byte_ids(partial / "tokenizer", ids.size))
+    processor = Processor(recipe.data.clean, encoder, token_dtype(ids.size))
+    dedup_steps = sum(step.step == "exact_dedup" for step in recipe.data.clean)
+    plan = pipeline.Plan(
+        wanted.groups, wanted.roles, recipe.data, processor, vocabulary, _workers(wanted, partial / "tokenizer")
+    )
+    total = sum(file.size for sources in wanted.groups.values() for source in sources for file in source.files)
+    with Store(partial, ids.size, dedup_steps, shard_bytes) as store:
+        with console.progress("preprocessing", None, "bytes") as advance:
+            pipeline.run(plan, store, advance)
+        pipeline.check_bad(store.tally, recipe.data.max_bad_fraction)
+        _check_rows(wanted, store, console, total)
+        splits = store.finish()
+        stops = _stop_ids(encoder)
+        labels = {name: audit(Split(partial / name, entry), stops).as_json() for name, entry in splits.items()}
+        report = make_report(store.tally, splits, labels, read_json(partial / "tokenizer" / "engine.json"), ids)
+        write_json(partial / "report.json", report)
+        manifest = _manifest(wanted, partial, store, splits)
+        with environment_errors(partial):
+            (partial / MANIFEST).write_bytes(seal(manifest))
+            _flush(partial)
+        store.sweep()
+
+
+def _stop_ids(encoder: Encoder) -> list[int]:
+    """The tokens that end an answer or a document, for the label audit; the chat format's where there is one."""
+    found: list[int] = getattr(getattr(encoder, "chat", encoder), "stop_ids", [])
+    return found
+
+
+def _check_rows(wanted: Request, store: Store, console: Console, total: int) -> None:
+    shards = store.progress["shards"]
+    for group in wanted.groups:
+        if not sum(shard["rows"] for shard in shards.get(group, [])):
+            counted = ", ".join(f"{n:,} x {reason}" for reason, n in list(store.tally["rejected"].items())[:5])
+            where = "; ".join(source.id for source in wanted.groups[group])
+            raise DataError(
+                f"no usable records in {where} ({total:,} bytes){': ' + counted if counted else ''}",
+                key=f"data.{group}",
+            )
+    if wanted.recipe.data.validation_fraction and not shards.get("validation"):
+        console.warn("data.validation_fraction held out no document: there are too few of them")
+
+
+def _manifest(wanted: Request, partial: Path, store: Store, splits: dict[str, Any]) -> dict[str, Any]:
+    files = dict(store.progress["files"])
+    others = [path for path in sorted((partial / "tokenizer").rglob("*")) if path.is_file()]
+    others += [partial / "report.json", partial / "rejected.jsonl"]
+    others += [partial / split / "vocab_counts.npy" for split in splits]
+    for path in others:
+        files[path.relative_to(partial).as_posix()] = hash_file(path)
+    return {
+        "format": "llmkit-prepared",
+        "version": 1,
+        "fingerprint": wanted.fingerprint.digest,
+        "identity": wanted.fingerprint.identity,
+        "vocab_size": store.vocab_size,
+        "sources": {
+            f"{group}: {source.id}": {"split": group, "index": source.index, "content": source_hash(source)}
+            for group, sources in wanted.groups.items()
+            for source in sources
+        },
+        "splits": splits,
+        "files": files,
+    }
+
+
+def _flush(partial: Path) -> None:
+    """Forces every file and directory to the disk before the rename makes them count."""
+    for path in sorted(partial.rglob("*")):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    fsync_directory(partial)
+
+
+def _workers(wanted: Request, tokenizer_dir: Path) -> int:
+    """Worker processes: none where threads do, or the input is too small to pay for their start."""
+    total = sum(file.size for sources in wanted.groups.values() for source in sources for file in source.files)
+    available = wanted.recipe.data.num_workers or len(os.sched_getaffinity(0))
+    light = not wanted.recipe.data.clean and BatchEncoder(tokenizer_dir).engine == "gigatoken"
+    if light or available < 2 or total < pipeline.POOL_BYTES:
+        return 0
+    return available

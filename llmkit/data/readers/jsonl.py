@@ -1,0 +1,95 @@
+"""JSON Lines: an object a line. orjson parses (four times the standard library's speed on text); a line it refuses is
+looked at again by the standard library, which accepts NaN and Infinity and says what is wrong with the rest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from llmkit.data.readers.base import Bad, Chunk, Reading
+from llmkit.data.readers.lines import Block, read_blocks, text_stream, too_long, undecodable
+
+
+def read_jsonl(reading: Reading, state: dict[str, Any] | None) -> Iterator[Chunk]:
+    """Rows are dicts. Blank lines are passed over. State: byte offset and line."""
+    place = state or {"line": 1, "offset": 0}
+    stream, encoding = text_stream(reading)
+    for block in read_blocks(reading, stream, line=place["line"], offset=place["offset"]):
+        yield parse_block(block, encoding)
+
+
+def parse_block(block: Block, encoding: str) -> Chunk:
+    after = {"line": block.end_line, "offset": block.end_offset}
+    if block.oversized:
+        return Chunk([], [], [], [(block.line, block.offset, too_long(block.oversized))], after)
+    if encoding == "utf-8":
+        try:
+            rows = list(map(orjson.loads, block.lines))
+        except orjson.JSONDecodeError:
+            return _parse_carefully(block, encoding, after)
+        if set(map(type, rows)) == {dict}:
+            lines: list[int | None] = list(range(block.line, block.end_line))
+            return Chunk(rows, lines, list(block.offsets), [], after)
+    return _parse_carefully(block, encoding, after)
+
+
+def _parse_carefully(block: Block, encoding: str, after: dict[str, Any]) -> Chunk:
+    chunk = Chunk([], [], [], [], after)
+    for line, offset, data in zip(range(block.line, block.end_line), block.offsets, block.lines, strict=True):
+        if not data or data.isspace():
+            continue
+        row = parse_line(data, encoding)
+        if isinstance(row, str):
+            bad: Bad = (line, offset, row)
+            chunk.bad.append(bad)
+        else:
+            chunk.rows.append(row)
+            chunk.lines.append(line)
+            chunk.offsets.append(offset)
+    return chunk
+
+
+def parse_line(data: bytes, encoding: str) -> dict[str, Any] | str:
+    """The object on a line, or the reason why there is none."""
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        return undecodable(error)
+    try:
+        row = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        if "depth limit" in str(error):
+            return "JSON nested deeper than 1024 levels"
+        return _parse_slowly(text)
+    return row if isinstance(row, dict) else not_an_object(row)
+
+
+def _parse_slowly(text: str) -> dict[str, Any] | str:
+    """What orjson refuses: NaN and huge numbers are accepted, lone surrogates are not."""
+    if "\0" in text:
+        return "contains a NUL character"
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        return f"not valid JSON: {error.msg} at character {error.pos + 1}"
+    except (RecursionError, ValueError) as error:
+        return f"not JSON that can be read: {error}"
+    if has_lone_surrogate(row):
+        return "contains a lone surrogate (half of a \\u escape pair)"
+    return row if isinstance(row, dict) else not_an_object(row)
+
+
+def has_lone_surrogate(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def not_an_object(value: Any) -> str:
+    names = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return f"expected a JSON object, found {names.get(type(value), 'a number')}"

@@ -1,0 +1,154 @@
+"""Measures of text, whole batches at a time: words, scripts, the strings of a record, and its content hash."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+HASH_BYTES = 16
+OTHER, SPACE, CJK = 0, 1, 2
+
+CJK_RANGES = (
+    (0x3040, 0x30FF),  # kana
+    (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF),  # Han
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x3FFFF),
+)
+SEPARATOR_RANGES = (
+    (0x09, 0x0D),
+    (0x1C, 0x20),
+    (0x85, 0x85),
+    (0xA0, 0xA0),
+    (0x1680, 0x1680),
+    (0x2000, 0x200A),
+    (0x2028, 0x2029),
+    (0x201C, 0x201F),  # double quotes, which Chinese sets without blanks
+    (0x2026, 0x2026),
+    (0x202F, 0x202F),
+    (0x205F, 0x205F),
+    (0x3000, 0x303F),  # the ideographic space and CJK punctuation, which stands between words
+    (0xFF01, 0xFF0F),  # fullwidth punctuation
+    (0xFF1A, 0xFF20),
+    (0xFF3B, 0xFF40),
+    (0xFF5B, 0xFF65),
+)
+
+
+@cache
+def _classes() -> np.ndarray:
+    table = np.zeros(0x110000, np.uint8)
+    for first, last in SEPARATOR_RANGES:
+        table[first : last + 1] = SPACE
+    for first, last in CJK_RANGES:
+        table[first : last + 1] = CJK
+    return table
+
+
+def _count(codes: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Words and CJK characters of texts laid end to end; `ends` (N,) says where each stops."""
+    classes = _classes()[: 256 if codes.dtype == np.uint8 else None][codes]
+    other = classes == OTHER
+    begins = other.copy()
+    begins[1:] &= ~other[:-1]
+    starts = np.concatenate(([0], ends[:-1])).astype(np.int64)
+    heads = starts[starts < len(codes)]
+    begins[heads] = other[heads]
+    cjk = classes == CJK
+    return _sums(begins | cjk, starts, ends), _sums(cjk, starts, ends)
+
+
+def _sums(flags: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    positions = np.flatnonzero(flags)
+    return np.searchsorted(positions, ends) - np.searchsorted(positions, starts)
+
+
+def count_words(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) words and (N,) CJK characters of N texts.
+
+    Words are separated by whitespace and by CJK punctuation; each CJK character is a word of its own.
+    """
+    words, cjk = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int64)
+    groups: tuple[list[int], list[int]] = ([], [])
+    for i, text in enumerate(texts):
+        groups[text.isascii()].append(i)
+    for plain, members in enumerate(groups):
+        if not members:
+            continue
+        joined = "".join([texts[i] for i in members])
+        ends = np.cumsum([len(texts[i]) for i in members])
+        if plain:
+            codes = np.frombuffer(joined.encode("ascii"), np.uint8)
+        else:
+            codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4")
+        words[members], cjk[members] = _count(codes, ends)
+    return words, cjk
+
+
+def content_hash(data: bytes) -> bytes:
+    return blake2b(data, digest_size=HASH_BYTES).digest()
+
+
+def in_validation(digest: bytes, fraction: float) -> bool:
+    """Whether the document of this content hash is held out: the same answer for identical documents, ever."""
+    return int.from_bytes(blake2b(digest, digest_size=8, person=b"validation").digest(), "big") < fraction * 2**64
+
+
+def map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A text, or a list of messages with the text of each `content` changed; everything else stays as it is."""
+    if isinstance(value, str):
+        return change(value)
+    if not isinstance(value, list):
+        return value
+    return [_map_message(message, change) for message in value]
+
+
+def _map_message(message: Any, change: Callable[[str], str]) -> Any:
+    if not isinstance(message, dict):
+        return message
+    content = message.get("content")
+    if isinstance(content, str):
+        return {**message, "content": change(content)}
+    if isinstance(content, list):
+        parts = [
+            {**part, "text": change(part["text"])}
+            if isinstance(part, dict) and isinstance(part.get("text"), str)
+            else part
+            for part in content
+        ]
+        return {**message, "content": parts}
+    return message
+
+
+def texts_of(value: Any) -> list[str]:
+    """The strings that `map_texts` changes, in order."""
+    found: list[str] = []
+
+    def keep(text: str) -> str:
+        found.append(text)
+        return text
+
+    map_texts(value, keep)
+    return found
+
+
+def record_text(columns: dict[str, list[Any]], i: int) -> str:
+    """The text of record i, its values joined by line breaks: what filters look at and trained tokenizers see."""
+    if len(columns) == 1 and "text" in columns:
+        text = columns["text"][i]
+        return text if isinstance(text, str) else str(text)
+    return "\n".join(text for values in columns.values() for text in texts_of(values[i]))
+
+
+def record_bytes(columns: dict[str, list[Any]], i: int) -> bytes:
+    """What identifies record i's content: its text, or canonical JSON of its roles. Raises UnicodeEncodeError."""
+    if len(columns) == 1 and "text" in columns:
+        return str(columns["text"][i]).encode()
+    row = {role: values[i] for role, values in columns.items()}
+    return json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode()

@@ -1,0 +1,281 @@
+"""A tokenizer directory in use: its special ids, and fast encoding of whole batches, without importing torch.
+
+Two engines give the same ids. gigatoken (byte-level BPE, or BPE with byte fallback) is some hundred times faster and is
+used where it is proven equal to `tokenizers` on a sample of the data at the start; which one, and why, stands in
+`engine.json` beside the tokenizer, so that worker processes and a resumed run use the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmkit.data.examples import Ragged
+from llmkit.data.tokenizer_files import import_tokenizer, tokenizer_source
+from llmkit.data.tokenizer_train import train_tokenizer
+from llmkit.errors import ModelError
+from llmkit.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "BatchEncoder",
+    "Engine",
+    "SpecialIds",
+    "choose_engine",
+    "import_tokenizer",
+    "load_tokenizer",
+    "read_special_ids",
+    "tokenizer_source",
+    "train_tokenizer",
+    "wrap",
+]
+
+ENGINE_FILE = "engine.json"
+TORTURE = (
+    "",
+    " ",
+    "\n\n\n",
+    "  two  spaces\tand\ttabs \r\n",
+    "I'm, you'll, WE'VE don't 3.14159 1,000,000 x=-1e-5",
+    "你好，世界！今天天气很好。　　全角空格，“引号”《书名》123",
+    "日本語のテキスト と カタカナ, 한국어 텍스트, العربية, हिन्दी",
+    "😀👩‍👩‍👧‍👦 e\u0301 \u00a0\u200b\ufeff naïve Straße",
+    "def f(x):\n    return [y ** 2 for y in x]  # note\n\n\n\t\tpass",
+    "\x00\x01\x7f end",
+)
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Special token ids of a tokenizer, None where it has none. size: one more than the largest id."""
+
+    size: int
+    bos: int | None = None
+    eos: int | None = None
+    pad: int | None = None
+    unk: int | None = None
+    cls: int | None = None
+    sep: int | None = None
+    mask: int | None = None
+
+    @property
+    def prefix(self) -> int | None:
+        """What a stored document begins with: bos, or else eos (cls and sep where the tokenizer has neither)."""
+        return next((i for i in (self.bos, self.eos, self.cls, self.sep) if i is not None), None)
+
+    @property
+    def suffix(self) -> int | None:
+        """What a stored document ends with: eos (sep where the tokenizer has none)."""
+        return self.eos if self.eos is not None else self.sep
+
+
+def read_special_ids(directory: Path) -> SpecialIds:
+    """Reads tokenizer_config.json and tokenizer.json of a prepared tokenizer. Raises ModelError."""
+    tokenizer = _literal_core(directory)
+    config = read_json(directory / "tokenizer_config.json") if (directory / "tokenizer_config.json").exists() else {}
+    ids: dict[str, int] = {}
+    for name in ("bos", "eos", "pad", "unk", "cls", "sep", "mask"):
+        token = config.get(f"{name}_token")
+        content = token.get("content") if isinstance(token, dict) else token
+        found = tokenizer.token_to_id(content) if isinstance(content, str) else None
+        if found is not None:
+            ids[name] = found
+    return SpecialIds(size=max(tokenizer.get_vocab(True).values()) + 1, **ids)
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The transformers tokenizer of a prepared (or any complete) tokenizer directory. Raises ModelError."""
+    from transformers import AutoTokenizer
+
+    if not directory.is_dir():
+        raise ModelError(f"no tokenizer at {directory}")
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the tokenizer in {directory}: {str(error).splitlines()[0]}") from error
+    return tokenizer
+
+
+def _core(directory: Path) -> Any:
+    """The `tokenizers.Tokenizer` of a directory, without the truncation and padding that some files carry. Shared."""
+    return _read_core(directory / "tokenizer.json", *_state(directory), literal=False)
+
+
+def _literal_core(directory: Path) -> Any:
+    """The same, reading special tokens in a text as text. Shared."""
+    return _read_core(directory / "tokenizer.json", *_state(directory), literal=True)
+
+
+def _state(directory: Path) -> tuple[int, ...]:
+    try:
+        status = (directory / "tokenizer.json").stat()
+    except OSError as error:
+        raise ModelError(f"cannot read {directory / 'tokenizer.json'}: {error.strerror}") from error
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@lru_cache(4)
+def _read_core(path: Path, *state: int, literal: bool) -> Any:
+    """`state` (inode, size, time) makes a changed file another one."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception for any defect of the file
+        raise ModelError(f"cannot read {path}: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = literal
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Which library encodes, and why."""
+
+    name: str
+    reason: str
+
+
+def _flat(lists: list[list[int]]) -> Ragged:
+    lengths = np.fromiter((len(ids) for ids in lists), np.int64, len(lists))
+    values = np.fromiter((i for ids in lists for i in ids), np.uint32, int(lengths.sum()))
+    return Ragged(values, lengths)
+
+
+class BatchEncoder:
+    """Texts to token ids, a batch at a time. Picklable: the libraries' objects are made on first use.
+
+    No special tokens are added, and text that looks like one (`<|endoftext|>` in a document) stays text, unless
+    `parse_special`. The engine is the one that `engine.json` names, else `tokenizers`.
+    """
+
+    def __init__(self, directory: Path, engine: str | None = None, parse_special: bool = False):
+        self.directory = directory
+        self.parse_special = parse_special
+        self._engine = engine
+        self._slow: Any = None
+        self._fast: Any = None
+        self._special: re.Pattern[str] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"directory": self.directory, "engine": self._engine, "parse_special": self.parse_special}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    @property
+    def engine(self) -> str:
+        if self._engine is None:
+            path = self.directory / ENGINE_FILE
+            self._engine = read_json(path)["engine"] if path.exists() else "tokenizers"
+        return self._engine
+
+    def _prepare(self) -> None:
+        if self._slow is None:
+            self._slow = _core(self.directory) if self.parse_special else _literal_core(self.directory)
+            contents = [token.content for token in self._slow.get_added_tokens_decoder().values() if token.special]
+            if contents and not self.parse_special:
+                longest_first = sorted(contents, key=len, reverse=True)
+                self._special = re.compile("|".join(re.escape(content) for content in longest_first))
+        if self.engine == "gigatoken" and self._fast is None:
+            import gigatoken
+
+            self._fast = gigatoken.Tokenizer.from_json(self._slow.to_str())
+
+    def encode(self, texts: list[str]) -> Ragged:
+        """values (sum of lengths,) uint32 ids, lengths (N,) int64. Lone surrogates raise UnicodeEncodeError."""
+        self._prepare()
+        if not texts:
+            return Ragged(np.empty(0, np.uint32), np.empty(0, np.int64))
+        if self._fast is None:
+            return self.encode_exactly(texts)
+        found = self._special
+        marked = [i for i, text in enumerate(texts) if found.search(text)] if found is not None else []
+        if not marked:
+            return self._encode_fast(texts)
+        # gigatoken always parses special tokens, so documents that spell one take the exact path
+        exact = self.encode_exactly([texts[i] for i in marked])
+        rest = self._encode_fast(["" if i in set(marked) else text for i, text in enumerate(texts)])
+        return _merge(rest, exact, marked)
+
+    def _encode_fast(self, texts: list[str]) -> Ragged:
+        layout = self._fast.encode_batch(texts).layout
+        offsets = np.asarray(layout.offsets.data)
+        return Ragged(np.asarray(layout.content.data)[offsets[0] : offsets[-1]], np.diff(offsets))
+
+    def encode_exactly(self, texts: list[str]) -> Ragged:
+        """`encode` by `tokenizers`, whatever the engine is."""
+        self._prepare()
+        try:
+            encodings = self._slow.encode_batch_fast(texts, add_special_tokens=False)
+        except TypeError:
+            for text in texts:
+                text.encode()
+            raise
+        return _flat([encoding.ids for encoding in encodings])
+
+
+def _merge(rest: Ragged, exact: Ragged, places: list[int]) -> Ragged:
+    """Puts the rows of `exact` into `rest`, whose rows at `places` are empty."""
+    ends = np.cumsum(rest.lengths)
+    cuts, pieces, at = np.cumsum(exact.lengths), [], 0
+    lengths = rest.lengths.copy()
+    for k, place in enumerate(places):
+        begin = int(ends[place])
+        pieces.append(rest.values[at:begin])
+        pieces.append(exact.values[cuts[k] - exact.lengths[k] : cuts[k]])
+        lengths[place] = exact.lengths[k]
+        at = begin
+    pieces.append(rest.values[at:])
+    return Ragged(np.concatenate(pieces), lengths)
+
+
+def choose_engine(directory: Path, sample: list[str]) -> Engine:
+    """Proves gigatoken equal to `tokenizers` on `sample` and on hard cases; writes the verdict to engine.json."""
+    engine = _prove(directory, sample)
+    write_json(directory / ENGINE_FILE, {"engine": engine.name, "reason": engine.reason})
+    return engine
+
+
+def _prove(directory: Path, sample: list[str]) -> Engine:
+    model = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["model"]["type"]
+    if model != "BPE":
+        return Engine("tokenizers", f"gigatoken encodes BPE only, and this tokenizer is {model}")
+    texts = [*TORTURE, *sample]
+    try:
+        encoder = BatchEncoder(directory, "gigatoken")
+        fast = encoder.encode(texts)
+    except ImportError:
+        return Engine("tokenizers", "gigatoken is not installed")
+    except Exception as error:  # noqa: BLE001 an unsupported configuration, in the library's own words
+        return Engine("tokenizers", f"gigatoken refuses this tokenizer: {str(error).splitlines()[0]}")
+    exact = encoder.encode_exactly(texts)
+    if not np.array_equal(fast.lengths, exact.lengths) or not np.array_equal(fast.values, exact.values):
+        return Engine("tokenizers", f"gigatoken differs from tokenizers on a sample of {len(texts)} texts")
+    return Engine("gigatoken", f"equal to tokenizers on a sample of {len(texts)} texts")
+
+
+def wrap(rows: Ragged, prefix: int | None, suffix: int | None) -> Ragged:
+    """Each row as [prefix] + tokens + [suffix], for all rows at once."""
+    before, after = int(prefix is not None), int(suffix is not None)
+    lengths = rows.lengths + before + after
+    ends = np.cumsum(lengths)
+    values = np.empty(int(ends[-1]) if len(ends) else 0, rows.values.dtype)
+    keep = np.ones(len(values), bool)
+    if prefix is not None:
+        values[ends - lengths] = prefix
+        keep[ends - lengths] = False
+    if suffix is not None:
+        values[ends - 1] = suffix
+        keep[ends - 1] = False
+    values[keep] = rows.values
+    return Ragged(values, lengths)

@@ -1,0 +1,106 @@
+"""Byte-level BPE: lossless, 256 bytes at the bottom, GPT-2's splitting rule, merges learned by `tokenizers`.
+
+Plain BPE leaves rarer CJK characters (three bytes each) in single bytes although their number is small. So the
+characters
+that cover nearly all CJK text of the sample get merges of their own, after the learned ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from llmkit.data.text import CJK_RANGES
+
+COVERAGE = 0.999
+"""Share of the CJK characters of the sample, by occurrence, that should be whole tokens."""
+RESERVE = 0.4
+"""At most this share of the vocabulary goes to such merges."""
+
+
+def train_bpe(pieces: Callable[[], Iterable[str]], vocab_size: int, special: list[str]) -> Tokenizer:
+    """Trains on `pieces()` (called twice). At most `vocab_size` entries, `special` first, then bytes, then merges."""
+    full = _train(pieces(), vocab_size, special)
+    wanted = _frequent_cjk(pieces())
+    if not _missing(full, wanted):
+        return full
+    # training longer only appends merges, so a shorter training is a prefix: find the longest that leaves room
+    low, high = max(len(special) + 256, int(vocab_size * (1 - RESERVE))), vocab_size
+    while high - low > max(8, vocab_size // 200):
+        middle = (low + high) // 2
+        needed = _with_characters(_shortened(full, middle), wanted, 2**31).get_vocab_size()
+        low, high = (middle, high) if needed <= vocab_size else (low, middle)
+    return _with_characters(_shortened(full, low), wanted, vocab_size)
+
+
+def _shortened(tokenizer: Tokenizer, size: int) -> Tokenizer:
+    """The tokenizer as if its training had stopped at `size` entries."""
+    state = json.loads(tokenizer.to_str())
+    model = state["model"]
+    model["vocab"] = {token: i for token, i in model["vocab"].items() if i < size}
+    model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def _train(texts: Iterable[str], vocab_size: int, special: list[str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _is_cjk(character: str) -> bool:
+    code = ord(character)
+    return code > 0x2FFF and any(first <= code <= last for first, last in CJK_RANGES)
+
+
+def _frequent_cjk(texts: Iterable[str]) -> list[str]:
+    """The CJK characters, most frequent first, that cover COVERAGE of all; single occurrences are left out."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        if not text.isascii():
+            counts.update(text)
+    ranked = sorted(((n, c) for c, n in counts.items() if _is_cjk(c)), key=lambda item: (-item[0], item[1]))
+    limit, seen, chosen = COVERAGE * sum(n for n, _ in ranked), 0, []
+    for n, character in ranked:
+        if seen >= limit or n < 2:
+            break
+        seen += n
+        chosen.append(character)
+    return chosen
+
+
+def _missing(tokenizer: Tokenizer, characters: list[str]) -> list[str]:
+    encodings = tokenizer.encode_batch(characters, add_special_tokens=False)
+    return [character for character, encoding in zip(characters, encodings, strict=True) if len(encoding.ids) > 1]
+
+
+def _with_characters(tokenizer: Tokenizer, characters: list[str], vocab_size: int) -> Tokenizer:
+    """Adds the merges that make whole tokens of `characters`, as far as there is room."""
+    characters = _missing(tokenizer, characters)
+    state = json.loads(tokenizer.to_str())
+    vocab, merges = state["model"]["vocab"], state["model"]["merges"]
+    for encoding in tokenizer.encode_batch(characters, add_special_tokens=False):
+        tokens = list(encoding.tokens)
+        needed = []
+        while len(tokens) > 1:
+            needed.append((tokens[0], tokens[1]))
+            tokens[:2] = [tokens[0] + tokens[1]]
+        new = [pair for pair in needed if pair[0] + pair[1] not in vocab]
+        if len(vocab) + len(new) > vocab_size:
+            break
+        for left, right in needed:
+            if left + right not in vocab:
+                vocab[left + right] = len(vocab)
+                merges.append([left, right])
+    return Tokenizer.from_str(json.dumps(state))

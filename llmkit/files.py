@@ -1,0 +1,87 @@
+"""Files that are either whole or absent: write, fsync, rename, fsync the directory. Used by everything that writes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llmkit.errors import EnvironmentFailure
+
+
+@contextmanager
+def environment_errors(path: Path | str, what: str = "write") -> Iterator[None]:
+    """Turns an `OSError` of the machine (disk full, quota, permission, input/output) into an exit-6 message."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        free = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            free = f" ({free_bytes(path):,} bytes free)"
+        raise EnvironmentFailure(f"cannot {what} {path}: {reason}{free}") from error
+
+
+def free_bytes(path: Path | str) -> int:
+    """Bytes free for us on the file system that holds `path` or its nearest existing parent."""
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    status = os.statvfs(place)
+    return status.f_bavail * status.f_frsize
+
+
+def fsync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replaces `path` by `data`; a crash leaves the old bytes or the new ones. Raises EnvironmentFailure."""
+    with environment_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            if os.path.exists(name):
+                os.unlink(name)
+            raise
+        fsync_directory(path.parent)
+
+
+def dump_json(value: Any) -> bytes:
+    """Readable JSON with real Chinese characters; NaN is an error, never written."""
+    return (json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode()
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, dump_json(value))
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hash of a JSON value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()).hexdigest()

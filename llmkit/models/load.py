@@ -1,0 +1,248 @@
+"""A decoder-only transformers model, from a directory or Hub id with its weights, or from a config with seeded weights.
+
+safetensors only, never a pickle; no code from a model's directory unless recipe, flag and a pinned commit say so; no
+network unless a Hub id is named. Importing this module does not import torch: see `source` for what needs none.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmkit.errors import ModelError, RecipeError
+from llmkit.models.peft import ADDED_ROWS
+from llmkit.models.source import (
+    POSITION_KEYS,
+    ModelSource,
+    check_remote_code,
+    is_hub_id,
+    locate,
+    max_length,
+    model_limit,
+    read_config,
+)
+from llmkit.recipe.sections import ModelSection
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["is_hub_id", "load_model", "locate", "max_length", "model_limit", "quiet", "read_config"]
+
+_DROPOUT = re.compile(r"^(?!classifier|summary|final_dropout|layer).*(dropout|pdrop)(_prob|_rate|_ratio)?$")
+"""Config keys of dropout inside a language model; not those of classification heads, nor of whole layers."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps transformers' progress bars, notes and warnings off stderr; what matters is checked and told by us."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers of the CPU from `seed`, without a trace on the global generator."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def load_model(
+    section: ModelSection,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    max_length: int,
+    dtype: torch.dtype | None = None,
+    gradient_checkpointing: bool = False,
+    allow_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The model on the CPU in `dtype` (float32 where None), with an embedding for every token of `tokenizer`.
+
+    The same seed gives the same weights, whatever ran before. Raises ModelError, or RecipeError for the section.
+    An adapter's directory (adapter_config.json) gives its base model with the adapter on it.
+    """
+    import torch
+
+    trust = check_remote_code(section, allowed=allow_remote_code)
+    dtype = dtype or torch.float32
+    model: Any
+    with quiet(), seeded(seed):
+        if section.name_or_path is not None:
+            source = locate(section.name_or_path, revision=section.revision)
+            if source.is_local and (Path(source.name) / "adapter_config.json").exists():
+                from llmkit.models.peft import load_adapter
+
+                return load_adapter(
+                    Path(source.name), section, tokenizer, seed=seed, max_length=max_length, dtype=dtype
+                )
+            config = _pretrained_config(source, section, trust)
+            model = _from_pretrained(source, config, section, dtype, trust)
+        else:
+            config = _new_config(section, tokenizer, max_length)
+            model = _from_config(config, section, dtype)
+        num_rows = model.get_input_embeddings().weight.shape[0]
+        if len(tokenizer) > num_rows:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=section.name_or_path is not None)
+            setattr(model, ADDED_ROWS, range(num_rows, len(tokenizer)))
+    model.config.use_cache = True
+    if gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            message = f"{config.model_type} has no gradient checkpointing in transformers"
+            raise RecipeError(message, key="training.gradient_checkpointing")
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _attention(section: ModelSection) -> str | None:
+    return None if section.attn_implementation in (None, "auto") else section.attn_implementation
+
+
+def _pretrained_config(source: ModelSource, section: ModelSection, trust: bool) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            source.name, revision=source.revision, trust_remote_code=trust, local_files_only=source.is_local
+        )
+    except Exception as error:  # OSError, ValueError, and whatever a config's own checks raise
+        raise ModelError(f"{source.name}: {_first_line(error)}", key="model.name_or_path") from error
+    _check_decoder_only(config)
+    _set_dropout(config, section)
+    return config
+
+
+def _from_pretrained(
+    source: ModelSource, config: PreTrainedConfig, section: ModelSection, dtype: torch.dtype, trust: bool
+) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.name,
+            config=config,
+            revision=source.revision,
+            dtype=dtype,
+            attn_implementation=_attention(section),
+            use_safetensors=True,
+            trust_remote_code=trust,
+            local_files_only=source.is_local,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        if source.is_local and not list(Path(source.name).glob("*.safetensors")):
+            message = f"{source.name} has no *.safetensors file (a pickle is never loaded): convert its weights first"
+            raise ModelError(message, key="model.name_or_path") from error
+        raise ModelError(f"{source.name}: {_first_line(error)}", key="model.name_or_path") from error
+    model: PreTrainedModel = loaded[0]
+    report = loaded[1]
+    missing = sorted(report["missing_keys"])
+    mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"])
+    if missing or mismatched:
+        names = ", ".join([*missing, *mismatched][:3])
+        message = f"the weights in {source.name} lack {len(missing) + len(mismatched)} of the model's tensors ({names})"
+        raise ModelError(message, key="model.name_or_path")
+    return model
+
+
+def _new_config(section: ModelSection, tokenizer: PreTrainedTokenizerBase, max_length: int) -> PreTrainedConfig:
+    """The architecture's own config, checked key by key; vocabulary, special ids and positions follow the data."""
+    from transformers import CONFIG_MAPPING
+
+    given = dict(section.config or {})
+    model_type = given.pop("model_type", None)
+    if model_type not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING.keys()), 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        what = f"unknown model type {model_type!r}{hint}" if model_type else "model_type is missing (gpt2, llama, ...)"
+        raise RecipeError(what, key="model.config.model_type")
+    config_class = CONFIG_MAPPING[model_type]
+    known = set(inspect.signature(config_class.__init__).parameters) - {"self", "kwargs"}
+    known |= set(config_class.attribute_map)
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known), 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise RecipeError(f"{model_type} has no such key{hint}", key=f"model.config.{key}")
+    follows = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"} & set(given)
+    if follows:
+        raise RecipeError("follows the tokenizer; leave it out", key=f"model.config.{sorted(follows)[0]}")
+    own = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    # an embedding's padding row gets no gradient: a token that is also predicted must not be it
+    pad = tokenizer.pad_token_id
+    own["pad_token_id"] = None if pad in (tokenizer.eos_token_id, tokenizer.bos_token_id) else pad
+    positions = next((key for key in POSITION_KEYS if key in known), None)
+    if positions is not None and not any(key in given for key in POSITION_KEYS):
+        own[positions] = max_length
+    try:
+        config = config_class(**given, **own)
+    except Exception as error:  # each architecture checks its values in its own way
+        raise RecipeError(f"{model_type}: {_first_line(error)}", key="model.config") from error
+    _check_decoder_only(config)
+    _set_dropout(config, section)
+    return config
+
+
+def _from_config(config: PreTrainedConfig, section: ModelSection, dtype: torch.dtype) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=_attention(section))
+    except Exception as error:
+        raise RecipeError(f"{config.model_type}: {_first_line(error)}", key="model.config") from error
+    return model  # type: ignore[no-any-return]
+
+
+def _check_decoder_only(config: PreTrainedConfig) -> None:
+    """Raises ModelError for encoders and encoder-decoders, saying what they are good for."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    kind, key = config.model_type, "model"
+    if config.is_encoder_decoder:
+        message = f"{kind} is an encoder-decoder; this task needs a decoder-only model (gpt2, llama, qwen2, ...)"
+        raise ModelError(message, key=key)
+    encoder = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    if encoder or (kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not getattr(config, "auto_map", None)):
+        what = "an encoder" if encoder else "not a language model of transformers"
+        message = f"{kind} is {what}; this task needs a decoder-only model (gpt2, llama, qwen2, ...)"
+        raise ModelError(message, key=key)
+
+
+def _set_dropout(config: PreTrainedConfig, section: ModelSection) -> None:
+    """Sets every dropout of the body to `model.dropout`. Raises RecipeError where the architecture has none."""
+    if section.dropout is None:
+        return
+    keys = [key for key, value in vars(config).items() if _DROPOUT.match(key) and isinstance(value, int | float)]
+    if not keys:
+        raise RecipeError(f"{config.model_type} has no dropout; leave it out", key="model.dropout")
+    for key in keys:
+        setattr(config, key, section.dropout)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines)[:300] if lines else type(error).__name__

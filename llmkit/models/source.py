@@ -1,0 +1,138 @@
+"""Where a recipe's model is and what its config says, without torch: so that a wrong path or length is told at once."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmkit.errors import ModelError, RecipeError
+from llmkit.recipe.sections import ModelSection, Recipe
+
+DEFAULT_MAX_LENGTH = 1024
+POSITION_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
+"""How configs call the longest sequence they are made for."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A directory on disk (`is_local`) or a Hub id without its scheme."""
+
+    name: str
+    is_local: bool
+    revision: str | None = None
+
+
+def locate(name: str, *, revision: str | None = None, key: str = "model.name_or_path") -> ModelSource:
+    """Looks on disk first: a path that does not exist must not be taken for a Hub id. Raises ModelError."""
+    if name.startswith("hf://"):
+        return ModelSource(name.removeprefix("hf://"), False, revision)
+    path = Path(name)
+    if path.is_dir():
+        return ModelSource(str(path), True)
+    if path.exists():
+        raise ModelError(f"{name} is a file; a model directory (config.json, *.safetensors) was expected", key=key)
+    if _HUB_ID.fullmatch(name) and not path.parent.exists():
+        return ModelSource(name, False, revision)
+    near = _nearest_path(path)
+    hint = f"; did you mean {near}?" if near else ""
+    hub = "" if path.is_absolute() or name.count("/") > 1 else f" (a model of the Hub is written hf://{name})"
+    raise ModelError(f"there is no model directory {name}{hint}{hub}", key=key)
+
+
+def is_hub_id(name: str) -> bool:
+    """True where `name` is to be fetched from the Hub; never raises."""
+    path = Path(name)
+    return name.startswith("hf://") or (
+        not path.exists() and _HUB_ID.fullmatch(name) is not None and not path.parent.exists()
+    )
+
+
+def check_remote_code(section: ModelSection, *, allowed: bool) -> bool:
+    """Whether code of the model's own may run: the recipe's key, the flag and a pinned commit are all needed."""
+    if not section.trust_remote_code:
+        return False
+    if not allowed:
+        message = "running a model's own code needs the flag --trust-remote-code as well"
+        raise RecipeError(message, key="model.trust_remote_code")
+    if section.revision is None or not _COMMIT.fullmatch(section.revision):
+        message = "running a model's own code needs model.revision to be a full commit hash (40 hex digits)"
+        raise RecipeError(message, key="model.revision")
+    return True
+
+
+def read_config(source: ModelSource) -> dict[str, Any]:
+    """The model's config.json; an adapter's is its base model's. Raises ModelError."""
+    path = Path(source.name) if source.is_local else None
+    if path is not None and not (path / "config.json").exists() and (path / "adapter_config.json").exists():
+        base = _read_json(path / "adapter_config.json").get("base_model_name_or_path")
+        if isinstance(base, str):
+            return read_config(locate(base))
+    if path is None:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            file = Path(hf_hub_download(source.name, "config.json", revision=source.revision))
+        except Exception as error:  # the Hub client raises a dozen kinds; each means that there is no config
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            message = f"cannot get {source.name} from the Hub: {first}"
+            raise ModelError(message, key="model.name_or_path") from error
+    else:
+        file = path / "config.json"
+        if not file.exists():
+            message = f"{path} has no config.json: it is not a model directory of transformers"
+            raise ModelError(message, key="model.name_or_path")
+    return _read_json(file)
+
+
+def model_limit(recipe: Recipe) -> int | None:
+    """Longest sequence (tokens) that the recipe's model is made for; None where it has no limit or follows the data."""
+    section = recipe.model
+    if section.name_or_path is not None:
+        config: dict[str, Any] = read_config(locate(section.name_or_path, revision=section.revision))
+    else:
+        config = section.config or {}
+    config = config.get("text_config", config)
+    limits = [config[key] for key in POSITION_KEYS if isinstance(config.get(key), int)]
+    # OPT's table has 2 rows more than positions and says the positions; RoBERTa-like tables are encoder-only
+    return min(limits) if limits else None
+
+
+def max_length(recipe: Recipe) -> int:
+    """`data.max_length`, or min(1024, the model's limit). Raises RecipeError where the recipe asks for more."""
+    limit = model_limit(recipe)
+    wanted = recipe.data.max_length
+    if wanted is None:
+        return min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
+    if limit is not None and wanted > limit:
+        message = f"{wanted} tokens are more than the {limit} that the model is made for"
+        raise RecipeError(message, key="data.max_length")
+    return wanted
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {error}", file=str(path)) from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds no JSON object", file=str(path))
+    return value
+
+
+def _nearest_path(path: Path) -> Path | None:
+    parent = path.parent
+    while not parent.exists():
+        path, parent = parent, parent.parent
+    try:
+        names = [entry.name for entry in parent.iterdir() if entry.is_dir()]
+    except OSError:
+        return None
+    near = difflib.get_close_matches(path.name, names, 1)
+    return parent / near[0] if near else None

@@ -1,0 +1,274 @@
+"""Rules that span sections: keys that contradict each other, and keys that the task would ignore.
+
+Each rule is a generator of problems; `problems` runs them all, so that a user sees every mistake at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from llmkit.errors import RecipeError
+from llmkit.evaluate.conditions import parse_condition
+from llmkit.metrics.table import TASK_METRICS
+from llmkit.recipe.later import Problem
+from llmkit.recipe.paths import is_local
+from llmkit.recipe.sections import Recipe, SourceSection
+from llmkit.recipe.tasks import COMMAND_OF_TASK
+
+TRACKERS = ("tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab")
+"""What Accelerate 1.15 knows (`accelerate.utils.LoggerType`)."""
+
+IGNORED_BY_OPTIMIZER = {
+    "adafactor": ("adam_beta1", "adam_beta2", "adam_epsilon"),
+    "sgd": ("adam_beta1", "adam_beta2", "adam_epsilon"),
+    "lion": ("adam_epsilon",),
+}
+
+SECRETS = {
+    "a Hugging Face token": r"hf_[A-Za-z0-9]{20,}",
+    "an API key": r"sk-[A-Za-z0-9_-]{20,}",
+    "a GitHub token": r"(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,})",
+    "a GitLab token": r"glpat-[A-Za-z0-9_-]{20,}",
+    "an AWS access key": r"(?:AKIA|ASIA)[A-Z0-9]{16}",
+    "a Slack token": r"xox[abprs]-[A-Za-z0-9-]{10,}",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+}
+_SECRETS = {kind: re.compile(rf"(?<![A-Za-z0-9]){pattern}") for kind, pattern in SECRETS.items()}
+
+COMMIT = re.compile(r"[0-9a-f]{40}\Z")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the command line says that rules depend on; None: not known here, the rule is left to the command."""
+
+    command: str | None = None
+    num_processes: int | None = None
+    trust_remote_code: bool = False
+
+
+def secret_kind(text: str) -> str | None:
+    """What kind of secret `text` holds, if it looks like one."""
+    return next((kind for kind, pattern in _SECRETS.items() if pattern.search(text)), None)
+
+
+def problems(recipe: Recipe, context: Context) -> Iterator[Problem]:
+    """Every rule the recipe breaks."""
+    yield from _command(recipe, context)
+    yield from _model(recipe, context)
+    yield from _tokenizer(recipe)
+    yield from _data(recipe)
+    for split in ("train", "validation", "test"):
+        for index, source in enumerate(getattr(recipe.data, split)):
+            yield from _source(source, f"data.{split}.{index}")
+    yield from _clean(recipe)
+    yield from _length_of_run(recipe)
+    yield from _batch(recipe, context)
+    yield from _optimizer(recipe)
+    yield from _evaluation(recipe)
+    yield from _generation(recipe)
+
+
+def is_set(section: BaseModel, name: str) -> bool:
+    """The recipe gives this key a value; null counts as not set."""
+    return name in section.model_fields_set and getattr(section, name) is not None
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
+
+
+def _command(recipe: Recipe, context: Context) -> Iterator[Problem]:
+    right = COMMAND_OF_TASK[recipe.task.type]
+    if context.command in ("pretrain", "finetune") and context.command != right:
+        yield Problem("task.type", f"{recipe.task.type} is a task of llmkit {right}, not of llmkit {context.command}")
+    if context.command in ("preprocess", "pretrain", "finetune") and not recipe.data.train:
+        yield Problem(
+            "data.train", "required key is missing; expected a list of sources, e.g. [{path: data/train.jsonl}]"
+        )
+    if not recipe.output_dir.strip():
+        yield Problem("output_dir", "expected a directory, got an empty text")
+    if recipe.seed >= 2**63:
+        yield Problem("seed", "expected a whole number below 2^63")
+
+
+def _model(recipe: Recipe, context: Context) -> Iterator[Problem]:
+    model = recipe.model
+    if model.name_or_path is not None and model.config is not None:
+        yield Problem(
+            "model.config", "model.name_or_path is given too; a model has weights or is made from scratch, not both"
+        )
+    if model.name_or_path is None and model.config is None and context.command in ("pretrain", "finetune"):
+        yield Problem("model", "one of model.name_or_path (weights) and model.config (from scratch) is required")
+    if model.name_or_path is not None and not model.name_or_path.strip():
+        yield Problem("model.name_or_path", "expected a directory or a Hub id, got an empty text")
+    if model.config is not None and not isinstance(model.config.get("model_type"), str):
+        yield Problem("model.config", "required key model_type is missing, e.g. {model_type: gpt2, n_layer: 4}")
+    local = model.name_or_path is not None and is_local(model.name_or_path)
+    if is_set(model, "revision") and (model.name_or_path is None or local):
+        yield Problem("model.revision", "only a model of the Hub has revisions, and model.name_or_path names none")
+    if model.trust_remote_code:
+        if not context.trust_remote_code:
+            yield Problem(
+                "model.trust_remote_code", "running a model's own code needs the option --trust-remote-code too"
+            )
+        if not local and not COMMIT.match(model.revision or ""):
+            yield Problem("model.trust_remote_code", "needs model.revision, the 40 hexadecimal digits of a commit")
+    if recipe.peft is not None and model.config is not None:
+        yield Problem("peft", "an adapter needs pretrained weights (model.name_or_path); model.config is from scratch")
+
+
+def _tokenizer(recipe: Recipe) -> Iterator[Problem]:
+    tokenizer = recipe.tokenizer
+    if tokenizer.train is not None:
+        if tokenizer.name_or_path is not None:
+            yield Problem(
+                "tokenizer.train", "tokenizer.name_or_path is given too; a tokenizer is loaded or trained, not both"
+            )
+        if recipe.model.name_or_path is not None:
+            yield Problem("tokenizer.train", "the weights of model.name_or_path belong to their own tokenizer")
+        if not recipe.data.train:
+            yield Problem("tokenizer.train", "needs data.train")
+    elif tokenizer.name_or_path is None and recipe.model.config is not None:
+        yield Problem("tokenizer", "a model from scratch needs tokenizer.train, or tokenizer.name_or_path")
+    if is_set(tokenizer, "tokenizer_class") and tokenizer.name_or_path is None:
+        yield Problem("tokenizer.tokenizer_class", "goes with tokenizer.name_or_path, which is not given")
+    if is_set(tokenizer, "chat_template") and recipe.task.type != "instruction":
+        yield Problem("tokenizer.chat_template", f"the task {recipe.task.type} has no chats and would ignore it")
+
+
+def _data(recipe: Recipe) -> Iterator[Problem]:
+    data = recipe.data
+    if data.validation and data.validation_fraction is not None:
+        yield Problem(
+            "data.validation_fraction",
+            "data.validation is given too; name validation data or hold out a share, not both",
+        )
+    if recipe.task.type == "causal_lm" and data.overflow not in (None, "split"):
+        message = "documents are cut into windows, so nothing overflows; leave it out, or limit lengths in data.clean"
+        yield Problem("data.overflow", message)
+    if recipe.task.type == "instruction" and data.overflow == "split":
+        yield Problem("data.overflow", "a conversation cannot be split; expected one of truncate, drop, error")
+
+
+def _source(source: SourceSection, key: str) -> Iterator[Problem]:
+    """What needs no look at the files; `data.sources` judges the keys that depend on their format."""
+    paths = source.path if isinstance(source.path, list) else [source.path]
+    if not paths or any(isinstance(path, str) and not path.strip() for path in paths):
+        yield Problem(f"{key}.path", "expected a path, got an empty one")
+    if not key.startswith("data.train") and is_set(source, "weight"):
+        yield Problem(f"{key}.weight", "only data.train is drawn by weight; every row here counts once")
+
+
+def _clean(recipe: Recipe) -> Iterator[Problem]:
+    for index, step in enumerate(recipe.data.clean):
+        if step.step != "length":
+            continue
+        key = f"data.clean.{index}"
+        bounds = (step.min_characters, step.max_characters, step.min_words, step.max_words)
+        if all(bound is None for bound in bounds):
+            yield Problem(key, "expected at least one of min_characters, max_characters, min_words, max_words")
+        for unit, low, high in (("characters", *bounds[:2]), ("words", *bounds[2:])):
+            if low is not None and high is not None and low > high:
+                yield Problem(f"{key}.min_{unit}", f"more than max_{unit} ({high}), so that nothing would be kept")
+
+
+def _length_of_run(recipe: Recipe) -> Iterator[Problem]:
+    training = recipe.training
+    if training.max_steps is not None and training.num_train_epochs is not None:
+        yield Problem(
+            "training.max_steps", "training.num_train_epochs is given too; one of them says how long a run is"
+        )
+    if training.warmup_steps is not None and training.warmup_ratio is not None:
+        yield Problem(
+            "training.warmup_ratio", "training.warmup_steps is given too; one of them says how long warm-up is"
+        )
+    warmup = training.warmup_steps
+    if warmup is not None and warmup >= 1:
+        if warmup != int(warmup):
+            yield Problem("training.warmup_steps", "expected a whole number, or a fraction of the run below 1")
+        elif training.max_steps is not None and warmup > training.max_steps:
+            yield Problem("training.warmup_steps", f"more than training.max_steps ({training.max_steps})")
+    if training.min_lr_ratio is not None and training.lr_scheduler_type in ("constant", "inverse_sqrt"):
+        yield Problem(
+            "training.min_lr_ratio",
+            f"the schedule {training.lr_scheduler_type} would ignore it; cosine_with_min_lr has it",
+        )
+
+
+def _batch(recipe: Recipe, context: Context) -> Iterator[Problem]:
+    training = recipe.training
+    total, each = training.global_batch_size, training.per_device_train_batch_size
+    processes = context.num_processes or 1
+    if total is None:
+        return
+    if each is not None and total % (each * processes):
+        product = f"per_device_train_batch_size ({each}) x processes ({processes})"
+        yield Problem("training.global_batch_size", f"{total} is no multiple of {product} = {each * processes}")
+    elif each is None and total % processes:
+        yield Problem("training.global_batch_size", f"{total} is no multiple of the number of processes ({processes})")
+
+
+def _optimizer(recipe: Recipe) -> Iterator[Problem]:
+    training = recipe.training
+    for name in IGNORED_BY_OPTIMIZER.get(training.optim or "", ()):
+        if is_set(training, name):
+            yield Problem(f"training.{name}", f"the optimiser {training.optim} would ignore it")
+
+
+def _evaluation(recipe: Recipe) -> Iterator[Problem]:
+    evaluation, training = recipe.evaluation, recipe.training
+    validated = bool(recipe.data.validation) or recipe.data.validation_fraction is not None
+    best = "data.validation or data.validation_fraction is needed for it"
+    known = TASK_METRICS[recipe.task.type]
+    if not validated:
+        if is_set(training, "early_stopping_patience"):
+            yield Problem("training.early_stopping_patience", best)
+        if recipe.checkpoint.save_best:
+            yield Problem("checkpoint.save_best", best)
+        if is_set(evaluation, "eval_steps"):
+            yield Problem("evaluation.eval_steps", best)
+    metric = evaluation.metric_for_best_model
+    if metric is not None and metric.removeprefix("eval_") not in known:
+        yield Problem("evaluation.metric_for_best_model", f"unknown metric {metric}; {nearest(metric, known)}")
+    elif metric is not None and not recipe.checkpoint.save_best and training.early_stopping_patience is None:
+        yield Problem(
+            "evaluation.metric_for_best_model", "only checkpoint.save_best and training.early_stopping_patience read it"
+        )
+    for index, name in enumerate(evaluation.metrics or ()):
+        if name not in known:
+            yield Problem(f"evaluation.metrics.{index}", f"unknown metric {name}; {nearest(name, known)}")
+    for name, condition in evaluation.fail_if.items():
+        if name not in known:
+            yield Problem(f"evaluation.fail_if.{name}", f"unknown metric of {recipe.task.type}; {nearest(name, known)}")
+            continue
+        try:
+            parse_condition(name, condition)
+        except RecipeError as error:
+            yield Problem(f"evaluation.fail_if.{name}", error.message)
+    for index, name in enumerate(recipe.logging.report_to):
+        if name not in TRACKERS:
+            yield Problem(f"logging.report_to.{index}", f"unknown tracker {name}; {nearest(name, TRACKERS)}")
+
+
+def _generation(recipe: Recipe) -> Iterator[Problem]:
+    generation = recipe.generation
+    if not generation.do_sample:
+        for name in ("temperature", "top_p", "top_k"):
+            if is_set(generation, name):
+                yield Problem(f"generation.{name}", "without generation.do_sample: true it would be ignored")
+    if generation.num_beams == 1:
+        for name in ("length_penalty", "early_stopping"):
+            if is_set(generation, name):
+                yield Problem(f"generation.{name}", "without generation.num_beams above 1 it would be ignored")
+    if generation.num_return_sequences > generation.num_beams and not generation.do_sample:
+        message = "several texts a prompt need do_sample: true, or as many num_beams"
+        yield Problem("generation.num_return_sequences", message)
+    if (generation.min_new_tokens or 0) > generation.max_new_tokens:
+        yield Problem("generation.min_new_tokens", f"more than generation.max_new_tokens ({generation.max_new_tokens})")

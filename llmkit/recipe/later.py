@@ -1,0 +1,103 @@
+"""What the recipe's schema names and this version does not do yet. Refused when set, never ignored.
+
+A capability that arrives deletes its row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from llmkit.recipe.sections import Recipe
+
+NAMES = frozenset(
+    {
+        "masked_lm",
+        "replaced_token_detection",
+        "span_corruption",
+        "denoising",
+        "sequence_classification",
+        "token_classification",
+        "question_answering",
+        "translation",
+        "summarization",
+        "preference",
+        "minhash_dedup",
+        "redact_pii",
+        "quality",
+        "decontaminate",
+    }
+)
+"""Task types and cleaning steps to come."""
+
+ARCHITECTURES = frozenset({"rnn_seq2seq", "rnn_lm", "text_cnn", "rnn_encoder", "ngram"})
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A rule that a recipe breaks, at a dotted key."""
+
+    key: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Later:
+    """`wanted(value)` tells the values that are not available; None of them is the key's default."""
+
+    key: str
+    wanted: Callable[[Any], bool] = bool
+    instead: str = ""
+
+
+def _in(*values: str) -> Callable[[Any], bool]:
+    return lambda value: value in values
+
+
+def _is_set(value: Any) -> bool:
+    return value is not None
+
+
+LATER = (
+    Later("model.freeze", _is_set, "peft trains a small part of the model"),
+    Later("model.probe", _is_set),
+    Later("tokenizer.train.algorithm", _in("word", "char"), "bpe, wordpiece and unigram are"),
+    Later("peft.type", _in("ia3", "prompt_tuning"), "lora, dora and rslora are"),
+    Later("data.augment"),
+    Later("training.label_smoothing_factor", _is_set),
+    Later("training.neftune_noise_alpha", _is_set),
+    Later("training.layerwise_lr_decay", _is_set),
+    Later("training.max_memory", _is_set, "per_device_train_batch_size bounds memory"),
+    Later("distributed.strategy", _in("fsdp", "hybrid"), "ddp is"),
+    Later("evaluation.predict_with_generate", bool),
+    Later("evaluation.interpolate", _is_set),
+    Later("evaluation.suites"),
+    Later("evaluation.baselines"),
+)
+
+
+def refusals(recipe: Recipe) -> Iterator[Problem]:
+    for row in LATER:
+        value: Any = recipe
+        for part in row.key.split("."):
+            value = getattr(value, part) if value is not None else None
+        if row.wanted(value):
+            yield Problem(row.key, not_available(value, row.instead))
+    architecture = (recipe.model.config or {}).get("model_type")
+    if architecture in ARCHITECTURES:
+        yield Problem(
+            "model.config.model_type", not_available(architecture, "any decoder-only model_type of transformers is")
+        )
+    for index, source in enumerate(recipe.data.train):
+        for key in ("label_names", "label_separator"):
+            if getattr(source, key) is not None:
+                yield Problem(
+                    f"data.train.{index}.{key}",
+                    "only tasks with labels read it, which are not available in this version",
+                )
+
+
+def not_available(value: Any, instead: str = "") -> str:
+    what = f"{value} is" if isinstance(value, str) else "this is"
+    return f"{what} not available in this version{f'; {instead}' if instead else ''}"

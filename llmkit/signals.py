@@ -1,0 +1,66 @@
+"""Signals: a first one asks the loop to save and stop at the next step boundary, a second interrupt ends at once.
+
+SIGTERM, SIGHUP and SIGUSR1 (what SLURM sends ahead of a time limit) stop; SIGINT does too, and its repetition is the
+user's way out of a save that hangs. Outside the loop a handler raises, so that `finally` blocks run.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from llmkit.errors import Stopped
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Set by a signal; the loop reads `signum` at its step boundaries. `deferred` is false outside the loop.
+
+    saved: something of the run is on disk already, so that the same command goes on from there (status 75).
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self.deferred = False
+        self.saved = False
+
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT and self.signum == signal.SIGINT and self.deferred:
+            os._exit(128 + signum)
+        # SIGHUP counts as SIGTERM, and so does the notice ahead of a time limit
+        self.signum = signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
+        if not self.deferred:
+            raise self.stopped()
+
+    def stopped(self) -> Stopped:
+        """The error that ends the command with the right status."""
+        signum = self.signum or signal.SIGTERM  # another rank may have got it first
+        name = signal.Signals(signum).name
+        if self.saved:
+            return Stopped(signum, saved=True, message=f"stopped by {name}; run the same command again to go on")
+        return Stopped(signum, saved=False, message=f"stopped by {name} before there was anything to save")
+
+    @contextmanager
+    def defer(self) -> Iterator[None]:
+        """Within, a signal only sets the request."""
+        self.deferred = True
+        try:
+            yield
+        finally:
+            self.deferred = False
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[StopRequest]:
+    """Installs the handlers and puts the old ones back."""
+    request = StopRequest()
+    old = {number: signal.signal(number, request.handle) for number in STOPPING}
+    try:
+        yield request
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

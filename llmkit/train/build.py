@@ -1,0 +1,222 @@
+"""From the recipe's sections to a frozen `Run`: all wiring is here, and nothing else is.
+
+Values that are chosen automatically (precision, micro-batch, compilation, steps) come as `Choices`, which `run.json`
+keeps; a resumed run gets them from there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from torch import nn
+
+from llmkit.data.prepare import Prepared
+from llmkit.errors import CheckpointError, RecipeError
+from llmkit.models import source as model_source
+from llmkit.recipe.sections import Recipe
+from llmkit.tasks.base import Plan, Task
+from llmkit.train import hardware, optim
+from llmkit.train.feed import Calendar, Feed, Layout, calendar
+from llmkit.train.schedules import Schedule, whole_steps
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What was chosen automatically, kept for the run's life."""
+
+    mixed_precision: str
+    per_device_train_batch_size: int
+    torch_compile: bool
+    max_length: int
+    packing: bool
+    total_steps: int
+    warmup_steps: int
+    num_processes: int
+    num_threads: int
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The pieces of a run that exist before its files do; preflight uses them too."""
+
+    task: Task
+    module: nn.Module
+    wrapped: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    schedule: Schedule
+    plan: Plan
+    calendar: Calendar
+    feed: Feed
+    choices: Choices
+    autocast: Callable[[], AbstractContextManager[Any]]
+    num_parameters: int
+
+
+def make_accelerator(report_to: list[str], logging_dir: str) -> Accelerator:
+    """Device, process group and trackers. Precision is ours (`autocast`), so that training and evaluation share it."""
+    timeout = InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=30))
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else Accelerate ignores a launch of several CPU processes
+        log_with=report_to or None,
+        project_dir=logging_dir,
+        kwargs_handlers=[timeout],
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def autocast_of(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    if precision not in AUTOCAST:
+        return nullcontext
+    return partial(torch.autocast, device.type, dtype=AUTOCAST[precision])
+
+
+def batch_layout(recipe: Recipe, world_size: int, max_length: int, device_type: str) -> tuple[int, int]:
+    """(global batch, samples a micro-batch of one process); RecipeError where they cannot be reconciled."""
+    section = recipe.training
+    assert section.global_batch_size is not None
+    per_rank, remainder = divmod(section.global_batch_size, world_size)
+    asked = section.per_device_train_batch_size
+    if remainder or (asked is not None and per_rank % asked):
+        size = f"per_device_train_batch_size {asked} x {world_size} processes" if asked else f"{world_size} processes"
+        raise RecipeError(f"{section.global_batch_size} is no multiple of {size}", key="training.global_batch_size")
+    if asked is not None:
+        return section.global_batch_size, asked
+    micro = hardware.choose_micro_batch(samples_per_rank=per_rank, max_length=max_length, device_type=device_type)
+    return section.global_batch_size, micro
+
+
+def resolve_choices(
+    recipe: Recipe,
+    plan: Plan,
+    *,
+    packing: bool,
+    num_parameters: int,
+    accelerator: Accelerator,
+    kept: dict[str, Any] | None,
+) -> tuple[Choices, Calendar]:
+    """`kept`: the choices of the run that is being resumed, or null."""
+    kept = kept or {}
+    device_type, world_size = accelerator.device.type, accelerator.num_processes
+    max_length = model_source.max_length(recipe)
+    global_batch, micro = batch_layout(recipe, world_size, max_length, device_type)
+    if kept.get("num_processes") == world_size:
+        micro = kept["per_device_train_batch_size"]
+    section = recipe.training
+    days = calendar(
+        plan, global_batch=global_batch, max_steps=section.max_steps, epochs=section.num_train_epochs or 1.0
+    )
+    tokens = float(days.total_steps) * global_batch * max_length
+    compiled = hardware.choose_compile(
+        section.torch_compile, operations=6.0 * num_parameters * tokens, device_type=device_type
+    )
+    return (
+        Choices(
+            mixed_precision=kept.get(
+                "mixed_precision",
+                hardware.choose_precision(recipe.distributed.mixed_precision, device_type),
+            ),
+            per_device_train_batch_size=micro,
+            torch_compile=kept.get("torch_compile", compiled),
+            max_length=max_length,
+            packing=packing,
+            total_steps=days.total_steps,
+            # a warm-up given as a fraction stays what it was when the run is extended
+            warmup_steps=kept.get("warmup_steps", whole_steps(section.warmup_steps or 0.0, days.total_steps)),
+            num_processes=world_size,
+            num_threads=torch.get_num_threads(),
+        ),
+        days,
+    )
+
+
+def build(
+    recipe: Recipe, task: Task, prepared: Prepared, accelerator: Accelerator, kept: dict[str, Any] | None
+) -> Parts:
+    """Model, optimisers, schedule and data order of a training run."""
+    torch.manual_seed(recipe.seed)
+    module = task.build_model().to(accelerator.device)
+    task, automatic = task.settle(module, kept)
+    plan = task.train_plan(prepared.splits["train"], recipe.seed)
+    num_parameters = sum(p.numel() for p in module.parameters())
+    choices, days = resolve_choices(
+        recipe,
+        plan,
+        packing=bool(automatic.get("packing")),
+        num_parameters=num_parameters,
+        accelerator=accelerator,
+        kept=kept,
+    )
+    optimizers = optim.build_optimizers(module, recipe.training)
+    fixed = (
+        (choices.per_device_train_batch_size, choices.max_length) if choices.torch_compile and choices.packing else None
+    )
+    layout = Layout(
+        days.global_batch,
+        choices.per_device_train_batch_size,
+        accelerator.process_index,
+        accelerator.num_processes,
+        fixed,
+    )
+    assert recipe.training.learning_rate is not None and recipe.training.lr_scheduler_type is not None
+    schedule = Schedule(
+        recipe.training.lr_scheduler_type,
+        recipe.training.learning_rate,
+        choices.total_steps,
+        choices.warmup_steps,
+        recipe.training.min_lr_ratio or 0.0,
+    )
+    return Parts(
+        task=task,
+        module=module,
+        wrapped=wrap(module, accelerator, choices),
+        optimizers=optimizers,
+        schedule=schedule,
+        plan=plan,
+        calendar=days,
+        feed=Feed(task, plan, days, layout, seed=recipe.seed, device=accelerator.device),
+        choices=choices,
+        autocast=autocast_of(choices.mixed_precision, accelerator.device),
+        num_parameters=num_parameters,
+    )
+
+
+def wrap(module: nn.Module, accelerator: Accelerator, choices: Choices) -> nn.Module:
+    """The module as the loop calls it: compiled where chosen, synchronised where there are several processes."""
+    wrapped: nn.Module = module
+    if choices.torch_compile:
+        os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
+        wrapped = torch.compile(module, dynamic=None if choices.packing else True)  # type: ignore[assignment]
+    if accelerator.num_processes > 1:
+        wrapped = accelerator.prepare_model(wrapped)
+    return wrapped
+
+
+def model_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds of the module: trained parameters and persistent buffers; a frozen base is pinned."""
+    frozen = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
+
+
+def load_model_tensors(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """The inverse of `model_tensors`; copies in place, so that ties and the optimiser's references hold."""
+    own = module.state_dict(keep_vars=True)
+    missing = model_tensors(module).keys() - tensors.keys()
+    if missing or tensors.keys() - own.keys():
+        strange = sorted(missing | (tensors.keys() - own.keys()))
+        raise CheckpointError(f"the checkpoint is not of this model: {', '.join(strange[:3])} do not match")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)

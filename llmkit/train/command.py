@@ -1,0 +1,142 @@
+"""`pretrain` and `finetune`: from a recipe to a finished run, or to exactly where a signal left it.
+
+Order matters here. The directory is locked and its history judged first, data is prepared before any process group
+exists (a collective would time out over a long preprocessing), and only then is torch's machinery started.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from llmkit.data import prepare
+from llmkit.data.prepare import Prepared
+from llmkit.errors import DataError, LlmkitError
+from llmkit.files import read_json
+from llmkit.options import Options
+from llmkit.recipe import identity as identities
+from llmkit.recipe.resolve import dump
+from llmkit.recipe.sections import Recipe
+from llmkit.report.console import Console
+from llmkit.signals import StopRequest, stop_on_signal
+from llmkit.train import launch
+from llmkit.train.rundir import RESULTS, Existing, RunDirectory, inspect
+
+POLL_SECONDS = 0.5
+
+
+def train(recipe: Recipe, options: Options, console: Console) -> dict[str, Any]:
+    """Runs, resumes or recognises the run of `recipe` (resolved). Returns its results."""
+    if options.dry_run:
+        from llmkit.train.preflight import dry_run
+
+        return dry_run(recipe, options, console)
+    where = launch.place()
+    if (options.num_processes or 1) > 1 and where.world_size == 1:
+        raise SystemExit(_launch(recipe, options, console))
+    launch.die_with_parent()
+    with stop_on_signal() as stop:
+        if where.rank:
+            return _follow(recipe, options, console, stop)
+        with RunDirectory(Path(recipe.output_dir), overwrite=options.overwrite) as directory:
+            return _lead(recipe, options, console, directory, stop)
+
+
+def _launch(recipe: Recipe, options: Options, console: Console) -> int:
+    """Prepares the data here, then starts the ranks; each takes its place through its environment."""
+    assert options.num_processes is not None
+    with stop_on_signal(), RunDirectory(Path(recipe.output_dir), overwrite=options.overwrite) as directory:
+        if not already_finished(recipe, directory.path, Existing(directory.found, directory.record)):
+            prepare.prepare(recipe, console)
+    arguments = [argument for argument in sys.argv[1:] if argument != "--overwrite"]
+    return launch.launch(arguments, options.num_processes, console.note)
+
+
+def already_finished(recipe: Recipe, path: Path, existing: Existing) -> bool:
+    """Whether the finished run of this very recipe stands there. Raises RecipeError for a run of another recipe, and
+    DataError where the data is no longer what the run began with."""
+    if existing.found == "absent":
+        return False
+    old, new = existing.record["identity"], identities.identity(recipe)
+    identities.check_same_run(
+        old, new, output_dir=recipe.output_dir, old_steps=0, new_steps=0, past_rates_kept=lambda: True
+    )
+    prepare.check_sources(recipe, existing.record.get("sources", {}), path)
+    return existing.found == "finished" and not identities.differences(old, new)
+
+
+def _finished(path: Path, console: Console) -> dict[str, Any]:
+    console.note(f"{path}: this run is finished; nothing to do (--overwrite starts afresh)")
+    results: dict[str, Any] = read_json(path / RESULTS)
+    return results
+
+
+def _lead(
+    recipe: Recipe, options: Options, console: Console, directory: RunDirectory, stop: StopRequest
+) -> dict[str, Any]:
+    """The first rank: it alone writes."""
+    existing = Existing(directory.found, directory.record)
+    if already_finished(recipe, directory.path, existing):
+        return _finished(directory.path, console)
+    if existing.found != "absent":
+        stop.saved = any(directory.checkpoints.glob("step-*"))
+    try:
+        prepared = prepare.prepare(recipe, console)
+        directory.check_data(prepared.fingerprint, prepared.sources)
+        results = _train(recipe, options, console, prepared, existing, directory, stop)
+    except BaseException as error:
+        _record_failure(directory, error)
+        raise
+    return results
+
+
+def _follow(recipe: Recipe, options: Options, console: Console, stop: StopRequest) -> dict[str, Any]:
+    """Another rank: waits until the first has prepared the data; it has no process group to wait in, on purpose."""
+    path = Path(recipe.output_dir)
+    existing = Existing("absent", {}) if options.overwrite else inspect(path)
+    if already_finished(recipe, path, existing):
+        return _finished(path, console)
+    while (prepared := prepare.load(recipe)) is None:
+        time.sleep(POLL_SECONDS)
+    return _train(recipe, options, console, prepared, existing, None, stop)
+
+
+def _train(
+    recipe: Recipe,
+    options: Options,
+    console: Console,
+    prepared: Prepared,
+    existing: Existing,
+    directory: RunDirectory | None,
+    stop: StopRequest,
+) -> dict[str, Any]:
+    if prepared.splits.get("train") is None or prepared.splits["train"].num_rows == 0:
+        raise DataError("data.train has no rows to train on")
+    console.note("loading torch and the model")
+    from llmkit.train.execute import execute
+
+    return execute(
+        recipe,
+        prepared,
+        options=options,
+        existing=existing,
+        directory=directory,
+        stop=stop,
+        console=console,
+        recipe_yaml=dump(recipe),
+    )
+
+
+def _record_failure(directory: RunDirectory, error: BaseException) -> None:
+    """run.json says how it ended; where even that cannot be written, the message on the terminal still does."""
+    if not directory.record:
+        return
+    status = error.status if isinstance(error, LlmkitError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+    try:
+        directory.finish(
+            "stopped" if status in (75, 130, 143) else "failed", status, str(error) or type(error).__name__
+        )
+    except LlmkitError:
+        return

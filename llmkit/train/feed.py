@@ -1,0 +1,152 @@
+"""A step's micro-batches as a pure function of the step, for any number of processes and micro-batch size.
+
+The samples of a step are positions [step * global_batch, ...) of a seeded epoch. Sorted by length, they are dealt to
+the ranks in turn and cut into micro-batches of similar length. Every rank gets the same number of micro-batches,
+because each backward is a collective: one that has no sample left gets a blank whose loss has the weight zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+import torch
+
+from llmkit.tasks.base import IGNORE, Batch, Plan, Sample, Task
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a global batch is spread over the machine. `micro_batch` counts samples of one process."""
+
+    global_batch: int
+    micro_batch: int
+    rank: int
+    world_size: int
+    fixed_shape: tuple[int, int] | None = None
+    """(B, T) that every micro-batch is padded to, where a compiled module wants one shape."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    batch: Batch
+    weight: float
+    """1, or 0 for a blank."""
+
+
+@dataclass(frozen=True)
+class StepFeed:
+    """What one rank computes in one step, and this rank's share of the denominators."""
+
+    micro_batches: list[MicroBatch]
+    counts: dict[str, int]
+    tokens: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """Which epoch and which samples a step shows. Epochs may differ in their number of samples (packing)."""
+
+    samples_per_epoch: tuple[int, ...]
+    global_batch: int
+    total_steps: int
+
+    def locate(self, step: int) -> tuple[int, int, int]:
+        """(epoch, first, last + 1) of the step's samples; the last batch of an epoch may be short."""
+        for epoch, samples in enumerate(self.samples_per_epoch):
+            steps = ceil(samples / self.global_batch)
+            if step < steps:
+                first = step * self.global_batch
+                return epoch, first, min(first + self.global_batch, samples)
+            step -= steps
+        raise AssertionError("a step beyond the run's end")
+
+    def epoch_ends(self) -> set[int]:
+        """Numbers of completed steps at which an epoch is complete."""
+        ends = np.cumsum([ceil(samples / self.global_batch) for samples in self.samples_per_epoch])
+        return {int(end) for end in ends}
+
+
+def calendar(plan: Plan, *, global_batch: int, max_steps: int | None, epochs: float) -> Calendar:
+    """Runs for `max_steps`, as many epochs as that takes, or for `epochs` (the last one may be a fraction)."""
+    samples: list[int] = []
+    steps = 0
+    if max_steps is not None:
+        while steps < max_steps:
+            samples.append(plan.num_samples(len(samples)))
+            steps += ceil(samples[-1] / global_batch)
+        return Calendar(tuple(samples), global_batch, max_steps)
+    for epoch in range(ceil(epochs)):
+        samples.append(plan.num_samples(epoch))
+        whole = ceil(samples[-1] / global_batch)
+        share = min(epochs - epoch, 1.0)
+        steps += max(round(whole * share), 1) if share < 1 else whole
+    return Calendar(tuple(samples), global_batch, steps)
+
+
+class Feed:
+    """Hands out `StepFeed`s, the next one prepared in the background while a step computes."""
+
+    def __init__(self, task: Task, plan: Plan, days: Calendar, layout: Layout, *, seed: int, device: torch.device):
+        self.task, self.plan, self.calendar, self.layout = task, plan, days, layout
+        self.seed, self.device = seed, device
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._next: tuple[int, Future[StepFeed]] | None = None
+
+    def take(self, step: int) -> StepFeed:
+        if self._next is None or self._next[0] != step:
+            self._next = (step, self._pool.submit(self.make, step))
+        feed = self._next[1].result()
+        following = step + 1
+        self._next = (
+            (following, self._pool.submit(self.make, following)) if following < self.calendar.total_steps else None
+        )
+        return feed
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def make(self, step: int) -> StepFeed:
+        """The step's micro-batches of this rank, on its device."""
+        epoch, first, last = self.calendar.locate(step)
+        indices = np.arange(first, last)
+        lengths = self.plan.lengths(epoch, indices)
+        order = indices[np.argsort(-lengths, kind="stable")]
+        layout = self.layout
+        mine = order[layout.rank :: layout.world_size]
+        num_micro_batches = ceil(ceil(len(order) / layout.world_size) / layout.micro_batch)
+        samples = self.plan.samples(epoch, mine)
+        made = []
+        counts = dict.fromkeys(self.task.loss_weights, 0)
+        for number in range(num_micro_batches):
+            part = samples[number * layout.micro_batch : (number + 1) * layout.micro_batch]
+            weight = 1.0 if part else 0.0
+            batch = self._collate(part or self.plan.samples(epoch, order[:1]), step)
+            if part:
+                for name, count in self.task.counts(batch).items():
+                    counts[name] += count
+            made.append(MicroBatch({k: v.to(self.device, non_blocking=True) for k, v in batch.items()}, weight))
+        tokens = int(self.plan.lengths(epoch, mine).sum()) if len(mine) else 0
+        return StepFeed(made, counts, tokens, epoch)
+
+    def _collate(self, samples: Sequence[Sample], step: int) -> Batch:
+        if self.layout.fixed_shape is None:
+            return self.task.collate(samples, seed=self.seed, step=step)
+        height, width = self.layout.fixed_shape
+        batch = self.task.collate(samples, seed=self.seed, step=step, width=width)
+        return {name: _pad_rows(name, tensor, height) for name, tensor in batch.items()}
+
+
+def _pad_rows(name: str, tensor: torch.Tensor, height: int) -> torch.Tensor:
+    """Repeats the first row up to `height` rows; none of the repeats is supervised."""
+    missing = height - tensor.shape[0]
+    if missing <= 0:
+        return tensor
+    blank = tensor[:1].expand(missing, *tensor.shape[1:]).clone()
+    if name == "labels":
+        blank.fill_(IGNORE)
+    return torch.cat([tensor, blank])

@@ -1,0 +1,85 @@
+"""What the machine can do: allocator, matrix rate, precision, micro-batch and compilation chosen by fixed rules.
+
+Every automatic choice is a function of the recipe and the machine, never of a timing, so that a run that is started
+twice is the same run; `run.json` records it and a resume keeps it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import resource
+import shutil
+import statistics
+import time
+from typing import Literal
+
+import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_NEVER = 2**31 - 1
+
+CPU_MICRO_BATCH_TOKENS = 4096
+"""Beyond this a larger micro-batch is no faster on a CPU: its matrices fill the caches and both cores."""
+COMPILE_PAYS_AFTER = 1.5e14
+"""Floating-point operations of a run per core (or GPU, times 100) from which compiling costs less than it saves."""
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep freed blocks: a step frees and takes the same large tensors, and page faults on fresh pages
+    cost a CPU step 10 to 30% of its time. Does nothing with other allocators."""
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
+    libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a square matrix product: the limit that training is measured against."""
+    size, repeats = (1024, 5) if device.type == "cpu" else (8192, 10)
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return float(2 * size**3 / statistics.median(times))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU where there is one, else of this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def choose_precision(asked: str | None, device_type: str) -> Literal["no", "bf16", "fp16"]:
+    """bf16 on GPUs that have it. On a CPU float32: bf16 autocast is slower there without matrix instructions."""
+    if asked in ("no", "bf16", "fp16"):
+        return asked  # type: ignore[return-value]
+    if device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    return "no"
+
+
+def choose_compile(asked: bool | str | None, *, operations: float, device_type: str) -> bool:
+    """`auto` compiles where there is a compiler and the run is long enough to earn the compile time back."""
+    if asked in (True, False):
+        return bool(asked)
+    if asked is None:
+        return False
+    if device_type == "cuda":
+        return operations > 100 * COMPILE_PAYS_AFTER
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    return compiler is not None and operations > COMPILE_PAYS_AFTER * torch.get_num_threads()
+
+
+def choose_micro_batch(*, samples_per_rank: int, max_length: int, device_type: str) -> int:
+    """Samples of a process's micro-batch on a CPU; a GPU starts from all of them and halves when it runs out."""
+    if device_type == "cuda":
+        return samples_per_rank
+    limit = max(CPU_MICRO_BATCH_TOKENS // max_length, 1)
+    return max(size for size in range(1, samples_per_rank + 1) if samples_per_rank % size == 0 and size <= limit)

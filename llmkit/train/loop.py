@@ -1,0 +1,248 @@
+"""The one training loop, for pretraining and fine-tuning alike; it names no task.
+
+A step reduces the denominators of all its micro-batches once, then gives every micro-batch the gradient of
+`sum(loss_sum[k] * weight[k] / global_count[k])`. So the gradient depends on the recipe alone, not on micro-batch size,
+accumulation, padding, packing or the number of processes. Whatever is random in a step is seeded by
+(seed, step, rank, micro-batch), so a resumed run needs a step number and no stream positions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from llmkit.errors import Diverged
+from llmkit.signals import StopRequest
+from llmkit.train.feed import Feed, StepFeed
+from llmkit.train.schedules import Schedule
+
+INITIAL_LOSS_SCALE = 2.0**16
+GROW_LOSS_SCALE_AFTER = 2000
+"""Dynamic loss scaling of float16 (arXiv:1710.03740), with GradScaler's constants."""
+
+
+@dataclass
+class TrainState:
+    """All that changes while training beside tensors; JSON. Sums since the last line are kept so that lines agree."""
+
+    step: int = 0
+    tokens: int = 0
+    loss_sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+    nonfinite_streak: int = 0
+    nonfinite_steps: int = 0
+    loss_scale: float = INITIAL_LOSS_SCALE
+    steps_since_scaling: int = 0
+    best_value: float | None = None
+    best_step: int | None = None
+    evaluations_without_improvement: int = 0
+    last_evaluation: dict[str, float] = field(default_factory=dict)
+    ended_early: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a training run consists of, wired by `build` and never changed after."""
+
+    module: nn.Module
+    """The TaskModule itself; evaluated, saved and exported."""
+    wrapped: nn.Module
+    """The same module behind DDP and compilation; the loop calls nothing else."""
+    optimizers: list[torch.optim.Optimizer]
+    schedule: Schedule
+    feed: Feed
+    accelerator: Accelerator
+    loss_weights: dict[str, float]
+    seed: int
+    max_grad_norm: float | None
+    max_nonfinite_steps: int | None
+    logging_steps: int
+    autocast: Callable[[], AbstractContextManager[Any]]
+    scale_losses: bool
+    """float16 needs loss scaling."""
+    stop: StopRequest
+    log: Callable[[dict[str, Any]], None]
+    evaluate: Callable[[TrainState], dict[str, float] | None]
+    """Validation; returns its metrics, on every rank."""
+    save: Callable[[TrainState], None]
+    save_is_due: Callable[[TrainState], bool]
+    """By this rank's own clock and step; the ranks agree on it in the step's reduction."""
+    evaluation_is_due: Callable[[TrainState], bool]
+    after_evaluation: Callable[[TrainState, dict[str, float]], bool]
+    """Notes the best value in the state; true where this is a new best that must be kept."""
+    patience: int | None
+
+
+def step_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
+    """63 bits, independent of Python's hash."""
+    key = f"{seed}/{step}/{rank}/{micro_batch}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+
+
+def fit(run: Run, state: TrainState) -> bool:
+    """Trains from `state` to the end of the run. True when it is complete, false when a signal stopped it (saved)."""
+    total = run.schedule.total_steps
+    clock = time.perf_counter()
+    tokens_at_clock = state.tokens
+    run.module.train()
+    while state.step < total and not state.ended_early:
+        feed = run.feed.take(state.step)
+        learning_rate = run.schedule.learning_rate(state.step)
+        outcome = train_step(run, state, feed, learning_rate)
+        state.step += 1
+        state.tokens += outcome.tokens
+        if state.step % run.logging_steps == 0 or state.step == total:
+            now = time.perf_counter()
+            rate = (state.tokens - tokens_at_clock) / max(now - clock, 1e-9)
+            run.log(train_event(run, state, feed, outcome, learning_rate, rate))
+            clock, tokens_at_clock = now, state.tokens
+        new_best = False
+        evaluated = run.evaluation_is_due(state) or state.step == total
+        if evaluated:
+            metrics = run.evaluate(state)
+            if metrics is not None:
+                state.last_evaluation = metrics
+                new_best = run.after_evaluation(state, metrics)
+                patience = run.patience
+                state.ended_early = patience is not None and state.evaluations_without_improvement >= patience
+        finished = state.step == total or state.ended_early
+        stopping = outcome.stop and not finished
+        if outcome.save or new_best or stopping or finished:
+            run.save(state)
+        if evaluated or outcome.save:
+            clock, tokens_at_clock = time.perf_counter(), state.tokens
+        if stopping:
+            return False
+        if finished:
+            break
+    return True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step did, the same on every rank."""
+
+    tokens: int
+    grad_norm: float
+    skipped: bool
+    stop: bool
+    save: bool
+
+
+def train_step(run: Run, state: TrainState, feed: StepFeed, learning_rate: float) -> Outcome:
+    """One optimiser update. A loss or gradient that is not finite leaves the optimiser untouched on all ranks."""
+    accelerator, names = run.accelerator, list(run.loss_weights)
+    counts, tokens, stop, save = _reduce_plans(run, state, feed)
+    sums = torch.zeros(len(names), dtype=torch.float64, device=accelerator.device)
+    scale = state.loss_scale if run.scale_losses else 1.0
+    last = len(feed.micro_batches) - 1
+    for number, micro in enumerate(feed.micro_batches):
+        torch.manual_seed(step_seed(run.seed, state.step, accelerator.process_index, number))
+        with _sync(run, number == last):
+            with run.autocast():
+                losses = run.wrapped(micro.batch)
+            # DDP averages gradients over the ranks; the count is global already
+            factor = micro.weight * scale * accelerator.num_processes
+            terms = [losses[k] * (run.loss_weights[k] * factor / counts[k]) for k in names if counts[k] > 0]
+            if terms:
+                torch.stack([term.sum() for term in terms]).sum().backward()
+        sums += micro.weight * torch.stack([losses[k].detach().double().sum() for k in names])
+    sums = accelerator.reduce(sums, "sum")
+    grad_norm = _clip(run, scale)
+    values = sums.tolist()
+    skipped = not (math.isfinite(grad_norm) and all(map(math.isfinite, values)))
+    if not skipped:
+        for optimizer in run.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
+        for name, value in zip(names, values, strict=True):
+            state.loss_sums[name] = state.loss_sums.get(name, 0.0) + value
+            state.counts[name] = state.counts.get(name, 0.0) + counts[name]
+    for optimizer in run.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    _account_nonfinite(run, state, skipped)
+    return Outcome(tokens, grad_norm, skipped, stop, save)
+
+
+def _reduce_plans(run: Run, state: TrainState, feed: StepFeed) -> tuple[dict[str, float], int, bool, bool]:
+    """Global denominators and tokens, and whether any rank was asked to stop or finds a save due after this step."""
+    names = list(run.loss_weights)
+    due = run.save_is_due(state)
+    flags = [float(feed.tokens), float(run.stop.signum is not None), float(due)]
+    local = [*(float(feed.counts[name]) for name in names), *flags]
+    if run.accelerator.num_processes > 1:
+        tensor = torch.tensor(local, dtype=torch.float64, device=run.accelerator.device)
+        local = run.accelerator.reduce(tensor, "sum").tolist()
+    counts = dict(zip(names, local, strict=False))
+    return counts, int(local[-3]), local[-2] > 0, local[-1] > 0
+
+
+def _sync(run: Run, last: bool) -> AbstractContextManager[Any]:
+    """Gradients are summed over the ranks with the last micro-batch alone."""
+    return nullcontext() if last else run.accelerator.no_sync(run.wrapped)
+
+
+def _clip(run: Run, scale: float) -> float:
+    """Unscales, clips, and returns the norm before clipping."""
+    groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
+    gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    if scale != 1.0:
+        torch._foreach_mul_(gradients, 1.0 / scale)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if run.max_grad_norm is not None and torch.isfinite(norm):
+        torch._foreach_mul_(gradients, torch.clamp(run.max_grad_norm / (norm + 1e-6), max=1.0))
+    return float(norm)
+
+
+def _account_nonfinite(run: Run, state: TrainState, skipped: bool) -> None:
+    if run.scale_losses:
+        state.steps_since_scaling += 1
+        if skipped:
+            state.loss_scale, state.steps_since_scaling = state.loss_scale / 2, 0
+        elif state.steps_since_scaling >= GROW_LOSS_SCALE_AFTER:
+            state.loss_scale, state.steps_since_scaling = state.loss_scale * 2, 0
+    state.nonfinite_streak = state.nonfinite_streak + 1 if skipped else 0
+    state.nonfinite_steps += int(skipped)
+    limit = run.max_nonfinite_steps
+    if limit is not None and state.nonfinite_streak >= limit:
+        raise Diverged(
+            f"training diverged: the loss or its gradient was not finite in {limit} steps in a row, up to step "
+            f"{state.step + 1}; lower training.learning_rate (now {run.schedule.peak:g}) or look at the data there"
+        )
+
+
+def train_event(
+    run: Run, state: TrainState, feed: StepFeed, outcome: Outcome, learning_rate: float, rate: float
+) -> dict[str, Any]:
+    """A train line of metrics.jsonl; its losses are global means since the last line, which it starts afresh."""
+    means = {k: state.loss_sums[k] / state.counts[k] for k in state.loss_sums if state.counts[k]}
+    state.loss_sums, state.counts = {}, {}
+    total = sum(run.loss_weights[k] * value for k, value in means.items()) if means else None
+    parts = means if len(run.loss_weights) > 1 else {}
+    event = {
+        "step": state.step,
+        "split": "train",
+        "loss": total,
+        **{f"{name}_loss": value for name, value in parts.items()},
+        "learning_rate": learning_rate,
+        "grad_norm": outcome.grad_norm,
+        "epoch": feed.epoch + 1,
+        "tokens": state.tokens,
+        "tokens_per_second": round(rate, 1),
+    }
+    if state.nonfinite_steps:
+        event["nonfinite_steps"] = state.nonfinite_steps
+    return event

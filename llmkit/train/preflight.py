@@ -1,0 +1,131 @@
+"""`--dry-run`: everything that could fail later is tried now, on the real code, in a temporary place.
+
+The data is what is prepared already, or a sample of it (said so). The longest batch goes once through training,
+validation and saving, so that the time and the memory reported are measured.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from llmkit.data import prepare
+from llmkit.data.command import DRY_RUN_ROWS, describe_examples, example_lines, sample_recipe, summary
+from llmkit.data.prepare import Prepared
+from llmkit.errors import EnvironmentFailure
+from llmkit.files import free_bytes
+from llmkit.options import Options
+from llmkit.recipe.resolve import dump
+from llmkit.recipe.sections import Recipe
+from llmkit.report.console import Console
+from llmkit.report.text import duration
+from llmkit.train.command import already_finished
+from llmkit.train.rundir import inspect
+
+
+def dry_run(recipe: Recipe, options: Options, console: Console) -> dict[str, Any]:
+    """The report of CONTRACT section 5 as a dict; printed unless `--json`. Raises what the run would."""
+    existing = inspect(Path(recipe.output_dir))
+    if not options.overwrite and already_finished(recipe, Path(recipe.output_dir), existing):
+        console.note(f"{recipe.output_dir}: this run is finished; the command would do nothing")
+    with tempfile.TemporaryDirectory(prefix="llmkit-dry-run-") as scratch:
+        prepared = prepare.load(recipe)
+        exact = prepared is not None
+        if prepared is None:
+            prepared = prepare.prepare(sample_recipe(recipe, Path(scratch)), console)
+        report: dict[str, Any] = {
+            "recipe": dump(recipe),
+            "exact": exact,
+            "data": {key: value for key, value in prepared.report.items() if key != "tally"},
+            "examples": describe_examples(prepared, recipe),
+        }
+        report["run"] = try_once(recipe, options, prepared, Path(scratch), exact)
+    if not options.json:
+        console.result(as_text(report, summary(prepared)))
+    check_disk(recipe, report["run"])
+    return report
+
+
+def try_once(recipe: Recipe, options: Options, prepared: Prepared, scratch: Path, exact: bool) -> dict[str, Any]:
+    """Builds the run and puts its longest batch through train, evaluate and save."""
+    import torch
+
+    from llmkit.tasks import build_task
+    from llmkit.train import checkpoint, hardware, optim
+    from llmkit.train.build import build, make_accelerator, model_tensors
+    from llmkit.train.trial import longest_step, validate_once
+
+    hardware.keep_freed_memory()
+    accelerator = make_accelerator([], str(scratch))
+    task = build_task(recipe, prepared.tokenizer_dir, allow_remote_code=options.trust_remote_code)
+    task.prepare(prepared.splits.get("train"), prepared.splits.get("validation"))
+    parts = build(recipe, task, prepared, accelerator, None)
+    try:
+        seconds = longest_step(recipe, parts, accelerator)
+        evaluation_seconds = validate_once(recipe, parts, prepared.splits.get("validation"), accelerator)
+        tensors = {
+            "model": model_tensors(parts.module),
+            "optimizer": optim.state_tensors(parts.module, parts.optimizers),
+        }
+        started = time.perf_counter()
+        saved = checkpoint.save(scratch / "checkpoints", 1, tensors, {}, keep=None)
+        save_seconds = time.perf_counter() - started
+        checkpoint_bytes = sum(file.stat().st_size for file in saved.iterdir())
+        peak = hardware.peak_memory(accelerator.device)
+    finally:
+        parts.feed.close()
+        accelerator.end_training()
+    steps = parts.choices.total_steps
+    tokens = float(steps) * parts.calendar.global_batch * parts.choices.max_length
+    return {
+        **parts.choices.as_json(),
+        "total_steps_are_exact": exact or recipe.training.max_steps is not None,
+        "parameters": parts.num_parameters,
+        "trainable_parameters": sum(p.numel() for _, p in optim.trainable(parts.module)),
+        "global_batch_size": parts.calendar.global_batch,
+        "tokens_at_most": int(tokens),
+        "step_seconds": round(seconds, 3),
+        "evaluation_seconds": None if evaluation_seconds is None else round(evaluation_seconds, 3),
+        "save_seconds": round(save_seconds, 3),
+        "estimated_seconds": round(seconds * steps, 1),
+        "peak_memory_bytes": peak,
+        "checkpoint_bytes": checkpoint_bytes,
+        "free_disk_bytes": free_bytes(recipe.output_dir),
+        "device": str(accelerator.device) if accelerator.device.type == "cpu" else torch.cuda.get_device_name(),
+    }
+
+
+def check_disk(recipe: Recipe, run: dict[str, Any]) -> None:
+    """The checkpoints that are kept, one being written and the model must fit. Raises EnvironmentFailure."""
+    keep = recipe.checkpoint.save_total_limit
+    need = run["checkpoint_bytes"] * ((keep or 2) + 2)
+    if need > run["free_disk_bytes"]:
+        raise EnvironmentFailure(
+            f"{recipe.output_dir}: the run needs about {need:,} bytes of disk ({keep or 'all'} checkpoints kept, one "
+            f"being written, the model), {run['free_disk_bytes']:,} are free"
+        )
+
+
+def as_text(report: dict[str, Any], data: list[str]) -> str:
+    """The report for people; `data` is its part on the prepared data."""
+    run = report["run"]
+    kind = "the prepared data" if report["exact"] else f"a sample: the first {DRY_RUN_ROWS} rows of each source"
+    lines = ["Resolved recipe", "", report["recipe"].rstrip(), "", f"Data, from {kind}", "", *data]
+    lines += ["", "Examples", "", *example_lines(report["examples"]), "", "Run", ""]
+    about = "" if run["total_steps_are_exact"] else " in the sample; the whole data has more"
+    lines += [
+        f"  parameters         {run['parameters']:,}, {run['trainable_parameters']:,} of them trained",
+        f"  steps              {run['total_steps']:,}{about}, {run['global_batch_size']} sequences of up to "
+        f"{run['max_length']} tokens each",
+        f"  micro-batch        {run['per_device_train_batch_size']} x {run['num_processes']} processes",
+        f"  packing            {'documents isolated, as the probe shows' if run['packing'] else 'off: padded'}",
+        f"  precision          {'float32' if run['mixed_precision'] == 'no' else run['mixed_precision']}, "
+        f"{'compiled' if run['torch_compile'] else 'not compiled'}, on {run['device']}",
+        f"  longest step       {run['step_seconds']:.2f} s; all steps at most {duration(run['estimated_seconds'])}",
+        f"  peak memory        {run['peak_memory_bytes'] / 1e9:.2f} GB",
+        f"  checkpoint         {run['checkpoint_bytes'] / 1e6:.1f} MB in {run['save_seconds']:.2f} s; "
+        f"{run['free_disk_bytes'] / 1e9:.1f} GB free",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,199 @@
+"""A run and its files: what the loop calls back for logging, validation and saving, and how a run is resumed.
+
+The loop computes; this module decides when something is due and writes it. Only the first rank writes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from llmkit.data.shards import Split
+from llmkit.errors import RecipeError
+from llmkit.evaluate.split import evaluate_split
+from llmkit.metrics.table import METRICS
+from llmkit.recipe.sections import Recipe
+from llmkit.report.console import Console, TrainingView
+from llmkit.signals import StopRequest
+from llmkit.train import checkpoint, hardware, optim
+from llmkit.train.build import Parts, load_model_tensors, model_tensors
+from llmkit.train.loop import Run, TrainState
+from llmkit.train.metricslog import MetricsLog
+from llmkit.train.rundir import CHECKPOINTS, RunDirectory
+
+
+@dataclass
+class Session:
+    """One process's part in a run. Everything here is the same on every rank but for what is written."""
+
+    recipe: Recipe
+    parts: Parts
+    accelerator: Accelerator
+    output_dir: Path
+    directory: RunDirectory | None
+    """On the first rank alone, which holds the lock and writes."""
+    validation: Split | None
+    stop: StopRequest
+    console: Console
+    matrix_rate: float
+    log_file: MetricsLog | None = None
+    view: TrainingView | None = None
+    last_save: float = 0.0
+    best_metric: str = "loss"
+
+    # --- resuming ---------------------------------------------------------------------------------------------------
+
+    def resume(self) -> TrainState:
+        """The state of the newest valid checkpoint, its tensors loaded; a fresh state where there is none."""
+        path = None
+        if self.accelerator.is_main_process:  # choosing clears leftovers, which is writing
+            path = checkpoint.newest_valid(self.output_dir / CHECKPOINTS, self.console.warn)
+        path = broadcast_object_list([path])[0]
+        if path is None:
+            return TrainState()
+        state = self.load(path)
+        self.stop.saved = True
+        self.console.note(f"going on from {path.name}")
+        return state
+
+    def load(self, path: Path) -> TrainState:
+        tensors, saved = checkpoint.load(path)
+        load_model_tensors(self.parts.module, tensors["model"])
+        optim.load_state_tensors(self.parts.module, self.parts.optimizers, tensors["optimizer"])
+        return TrainState(**saved["train"])
+
+    # --- what the loop calls ----------------------------------------------------------------------------------------
+
+    def run(self) -> Run:
+        """Everything the loop needs, in one frozen object."""
+        recipe, parts = self.recipe, self.parts
+        self.last_save = time.monotonic()
+        return Run(
+            module=parts.module,
+            wrapped=parts.wrapped,
+            optimizers=parts.optimizers,
+            schedule=parts.schedule,
+            feed=parts.feed,
+            accelerator=self.accelerator,
+            loss_weights=parts.task.loss_weights,
+            seed=recipe.seed,
+            max_grad_norm=recipe.training.max_grad_norm,
+            max_nonfinite_steps=recipe.training.max_nonfinite_steps,
+            logging_steps=recipe.logging.logging_steps,
+            autocast=parts.autocast,
+            scale_losses=parts.choices.mixed_precision == "fp16",
+            stop=self.stop,
+            log=self.log,
+            evaluate=self.evaluate,
+            save=self.save,
+            save_is_due=self.save_is_due,
+            evaluation_is_due=self.evaluation_is_due(),
+            after_evaluation=self.after_evaluation,
+            patience=recipe.training.early_stopping_patience,
+        )
+
+    def log(self, event: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, the live view and the trackers, on the first rank."""
+        if not self.accelerator.is_main_process:
+            return
+        if "tokens_per_second" in event:
+            used = 6.0 * self.parts.num_parameters * event["tokens_per_second"] / self.accelerator.num_processes
+            event["mfu"] = round(used / self.matrix_rate, 4)
+            event["memory_bytes"] = hardware.peak_memory(self.accelerator.device)
+        assert self.log_file is not None
+        self.log_file.write(event)
+        if self.view is not None:
+            self.view.log(event)
+        if self.recipe.logging.report_to:
+            prefix = event["split"]
+            values = {f"{prefix}/{k}": v for k, v in event.items() if isinstance(v, (int, float)) and k != "step"}
+            self.accelerator.log(values, step=event["step"])
+
+    def evaluate(self, state: TrainState) -> dict[str, float] | None:
+        """Validation on all ranks; its line is logged. None without validation rows."""
+        if self.validation is None or self.validation.num_rows == 0:
+            return None
+        section = self.recipe.evaluation
+        started = time.perf_counter()
+        with self.parts.autocast():
+            evaluated = evaluate_split(
+                self.parts.task,
+                self.parts.module,
+                self.validation,
+                self.accelerator,
+                batch_size=section.per_device_eval_batch_size,
+                max_samples=section.max_samples,
+                bootstrap=False,
+            )
+        chosen = section.metrics
+        own = {k: m.value for k, m in evaluated.metrics.items() if chosen is None or k == "loss" or k in chosen}
+        metrics: dict[str, float] = broadcast_object_list([own])[0]
+        seconds = round(time.perf_counter() - started, 3)
+        self.log({"step": state.step, "split": "validation", **metrics, "tokens": state.tokens, "seconds": seconds})
+        return metrics
+
+    def evaluation_is_due(self) -> Callable[[TrainState], bool]:
+        """Every `eval_steps`; null: at the end of each epoch."""
+        every = self.recipe.evaluation.eval_steps
+        ends = self.parts.calendar.epoch_ends()
+        return lambda state: state.step % every == 0 if every is not None else state.step in ends
+
+    @property
+    def keeps_best(self) -> bool:
+        section = self.recipe
+        return bool(section.checkpoint.save_best) or section.training.early_stopping_patience is not None
+
+    def after_evaluation(self, state: TrainState, metrics: dict[str, float]) -> bool:
+        if not self.keeps_best:
+            return False
+        if self.best_metric not in metrics:
+            raise RecipeError(
+                f"{self.best_metric} is not among this task's metrics ({', '.join(sorted(metrics))})",
+                key="evaluation.metric_for_best_model",
+            )
+        value = metrics[self.best_metric]
+        if METRICS[self.best_metric].improves(value, state.best_value):
+            state.best_value, state.best_step = value, state.step
+            state.evaluations_without_improvement = 0
+            return True
+        state.evaluations_without_improvement += 1
+        return False
+
+    def save_is_due(self, state: TrainState) -> bool:
+        """For the step about to be made."""
+        section = self.recipe.checkpoint
+        if section.save_steps is not None and (state.step + 1) % section.save_steps == 0:
+            return True
+        minutes = section.save_minutes
+        return minutes is not None and time.monotonic() - self.last_save >= 60 * minutes
+
+    def save(self, state: TrainState) -> None:
+        """A checkpoint, and the run's progress in run.json. Other ranks wait: none runs ahead of a failed save."""
+        if self.accelerator.is_main_process:
+            tensors = {
+                "model": model_tensors(self.parts.module),
+                "optimizer": optim.state_tensors(self.parts.module, self.parts.optimizers),
+            }
+            protect = {state.best_step} if self.keeps_best and state.best_step is not None else set()
+            path = checkpoint.save(
+                self.output_dir / CHECKPOINTS,
+                state.step,
+                tensors,
+                {"train": state.as_json()},
+                keep=self.recipe.checkpoint.save_total_limit,
+                protect=protect,
+            )
+            assert self.directory is not None and self.log_file is not None
+            self.log_file.sync()
+            self.directory.update(steps=state.step, tokens=state.tokens)
+            if self.view is not None:
+                self.view.saved(path)
+        self.stop.saved = True
+        self.accelerator.wait_for_everyone()
+        self.last_save = time.monotonic()

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+import torch
+
+from llmkit.train.feed import Calendar, Feed, Layout, calendar
+from tests.train.toy import ToyPlan, ToyTask
+
+
+def rows_of(world_size, micro_batch, step, global_batch=8):
+    """Multiset of the token rows that all ranks show in a step, and their counts."""
+    plan, task = ToyPlan(), ToyTask()
+    days = calendar(plan, global_batch=global_batch, max_steps=12, epochs=1)
+    seen, counts, micro, tokens = [], {}, set(), 0
+    for rank in range(world_size):
+        layout = Layout(global_batch, micro_batch, rank, world_size)
+        feed = Feed(task, plan, days, layout, seed=0, device=torch.device("cpu")).make(step)
+        micro.add(len(feed.micro_batches))
+        tokens += feed.tokens
+        for name, count in feed.counts.items():
+            counts[name] = counts.get(name, 0) + count
+        for part in feed.micro_batches:
+            if part.weight:
+                for ids, labels in zip(part.batch["input_ids"], part.batch["labels"], strict=True):
+                    seen.append((tuple(np.trim_zeros(ids.numpy(), "b")), tuple(n for n in labels.tolist() if n >= 0)))
+    return sorted(seen), counts, micro, tokens
+
+
+@pytest.mark.parametrize("step", [0, 3, 4, 9])
+def test_every_layout_shows_the_same_rows(step):
+    reference = rows_of(1, 8, step)
+    for world_size, micro_batch in [(1, 1), (2, 2), (4, 2), (8, 1), (2, 4)]:
+        seen, counts, micro, tokens = rows_of(world_size, micro_batch, step)
+        assert (seen, counts, tokens) == (reference[0], reference[1], reference[3])
+        assert len(micro) == 1  # each backward is a collective
+
+
+def test_the_last_batch_of_an_epoch_is_short_and_kept():
+    days = calendar(ToyPlan(37), global_batch=8, max_steps=None, epochs=2)
+    assert days.total_steps == 10
+    assert days.locate(4) == (0, 32, 37)
+    assert days.locate(5) == (1, 0, 8)
+    assert days.epoch_ends() == {5, 10}
+
+
+def test_fractions_of_epochs_and_steps_beyond_one():
+    assert calendar(ToyPlan(40), global_batch=8, max_steps=None, epochs=0.5).total_steps == 2
+    assert calendar(ToyPlan(40), global_batch=8, max_steps=None, epochs=1.4).total_steps == 7
+    assert len(calendar(ToyPlan(40), global_batch=8, max_steps=12, epochs=1).samples_per_epoch) == 3
+
+
+def test_epochs_may_differ_in_length():
+    days = Calendar((10, 3, 8), 4, 6)
+    assert [days.locate(s) for s in range(6)] == [(0, 0, 4), (0, 4, 8), (0, 8, 10), (1, 0, 3), (2, 0, 4), (2, 4, 8)]
+
+
+def test_a_fixed_shape_pads_rows_that_are_not_supervised():
+    plan, task = ToyPlan(), ToyTask()
+    days = calendar(plan, global_batch=8, max_steps=5, epochs=1)
+    layout = Layout(8, 4, 0, 1, fixed_shape=(4, 16))
+    feed = Feed(task, plan, days, layout, seed=0, device=torch.device("cpu"))
+    made = feed.make(4)
+    assert {tuple(part.batch["labels"].shape) for part in made.micro_batches} == {(4, 16)}
+    assert made.counts == Feed(task, plan, days, Layout(8, 4, 0, 1), seed=0, device=torch.device("cpu")).make(4).counts
+    assert (made.micro_batches[-1].batch["labels"][1:] == -100).all()
