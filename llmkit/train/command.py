@@ -13,7 +13,7 @@ from typing import Any
 
 from llmkit.data import prepare
 from llmkit.data.prepare import Prepared
-from llmkit.errors import DataError, LlmkitError
+from llmkit.errors import DataError, EnvironmentFailure, LlmkitError
 from llmkit.files import read_json
 from llmkit.options import Options
 from llmkit.recipe import identity as identities
@@ -40,7 +40,8 @@ def train(recipe: Recipe, options: Options, console: Console) -> dict[str, Any]:
     with stop_on_signal() as stop:
         if where.rank:
             return _follow(recipe, options, console, stop)
-        with RunDirectory(Path(recipe.output_dir), overwrite=options.overwrite) as directory:
+        path = Path(recipe.output_dir)
+        with RunDirectory(path, overwrite=options.overwrite, held_by_parent=where.ours) as directory:
             return _lead(recipe, options, console, directory, stop)
 
 
@@ -50,8 +51,19 @@ def _launch(recipe: Recipe, options: Options, console: Console) -> int:
     with stop_on_signal(), RunDirectory(Path(recipe.output_dir), overwrite=options.overwrite) as directory:
         if not already_finished(recipe, directory.path, Existing(directory.found, directory.record)):
             prepare.prepare(recipe, console)
-    arguments = [argument for argument in sys.argv[1:] if argument != "--overwrite"]
-    return launch.launch(arguments, options.num_processes, console.note)
+        arguments = [argument for argument in sys.argv[1:] if argument != "--overwrite"]
+        try:
+            return launch.launch(arguments, options.num_processes, console.note)
+        except EnvironmentFailure as error:
+            _record_loss(directory, error)
+            raise
+
+
+def _record_loss(directory: RunDirectory, error: EnvironmentFailure) -> None:
+    """A killed rank could not say in run.json how it ended."""
+    directory.record = inspect(directory.path).record
+    if directory.record.get("status") in ("running", "failed"):
+        directory.finish("failed", error.status, error.message)
 
 
 def already_finished(recipe: Recipe, path: Path, existing: Existing) -> bool:
@@ -131,7 +143,7 @@ def _train(
 
 def _record_failure(directory: RunDirectory, error: BaseException) -> None:
     """run.json says how it ended; where even that cannot be written, the message on the terminal still does."""
-    if not directory.record:
+    if not directory.started:
         return
     status = error.status if isinstance(error, LlmkitError) else 130 if isinstance(error, KeyboardInterrupt) else 1
     try:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from llmkit.data.prepare import Prepared
+from llmkit.errors import EnvironmentFailure
 from llmkit.options import Options
 from llmkit.recipe import identity as identities
 from llmkit.recipe.sections import Recipe
@@ -17,7 +18,7 @@ from llmkit.report.html import write_report
 from llmkit.signals import StopRequest
 from llmkit.tasks import build_task
 from llmkit.train import checkpoint, export, hardware, machine, metricslog
-from llmkit.train.build import Parts, build, make_accelerator
+from llmkit.train.build import AUTOCAST, Parts, build, make_accelerator
 from llmkit.train.loop import TrainState, fit
 from llmkit.train.rundir import CHECKPOINTS, METRICS, MODEL, REPORT, RESULTS, Existing, RunDirectory
 from llmkit.train.schedules import Schedule
@@ -56,7 +57,9 @@ def execute(
         validation=prepared.splits.get("validation"),
         stop=stop,
         console=console,
-        matrix_rate=hardware.matrix_rate(accelerator.device, torch.float32),
+        matrix_rate=hardware.matrix_rate(
+            accelerator.device, AUTOCAST.get(parts.choices.mixed_precision, torch.float32)
+        ),
         best_metric=recipe.evaluation.metric_for_best_model or "loss",
     )
     try:
@@ -68,10 +71,22 @@ def execute(
         if not complete:
             raise stop.stopped()
         results = _finish(session, state)
+    except RuntimeError as error:
+        if not _is_lost_peer(error):
+            raise
+        raise EnvironmentFailure(
+            f"rank {accelerator.process_index} of {accelerator.num_processes} lost another process; run the same command "
+            "again to go on from the last checkpoint"
+        ) from error
     finally:
         parts.feed.close()
         accelerator.end_training()  # trackers and the process group
     return results
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed because a process is gone. gloo has no exception type of its own."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 def _check_length(recipe: Recipe, existing: Existing, identity: dict[str, Any], parts: Parts) -> None:
@@ -79,7 +94,8 @@ def _check_length(recipe: Recipe, existing: Existing, identity: dict[str, Any], 
     old_steps = existing.record["resolved"].get("total_steps", parts.choices.total_steps)
     new = parts.schedule
     old = Schedule(new.type, new.peak, old_steps, new.warmup_steps, new.min_lr_ratio)
-    done = existing.record["steps"]
+    saved = checkpoint.published(Path(recipe.output_dir) / CHECKPOINTS)
+    done = checkpoint.step_of(saved[-1]) if saved else 0  # run.json may lag behind by one save
     identities.check_same_run(
         existing.record["identity"],
         identity,
@@ -117,11 +133,11 @@ def _open_log(session: Session, state: TrainState, stack: ExitStack) -> None:
     directory = session.directory
     if directory is None:
         return
-    changed = directory.open_segment(state.step, {**session.parts.choices.as_json(), "versions": machine.versions()})
-    for key, before, after in changed:
-        session.console.note(
-            f"{key} was {before}, is now {after}: from here the run is equal to rounding, not to the bit"
-        )
+    layout = {key: value for key, value in session.parts.choices.as_json().items() if key != "total_steps"}
+    changed = directory.open_segment(state.step, {**layout, "versions": machine.versions()})
+    if changed:
+        what = ", ".join(f"{key} was {before}, is now {after}" for key, before, after in changed)
+        session.console.note(f"{what}: from here the run is equal to rounding, not to the bit")
     metricslog.cut_back(directory.path / METRICS, state.step if state.step else -1)
     session.log_file = metricslog.MetricsLog(directory.path / METRICS)
     stack.callback(session.log_file.close)

@@ -157,17 +157,20 @@ class Lock:
 class RunDirectory:
     """A locked output directory. Rank 0 alone makes one; use as a context manager, the lock goes at its end."""
 
-    def __init__(self, output_dir: Path, *, command: str | None = None, overwrite: bool = False):
+    def __init__(
+        self, output_dir: Path, *, command: str | None = None, overwrite: bool = False, held_by_parent: bool = False
+    ):
         """Locks the directory and reads what it holds; `overwrite` deletes a run that is there.
 
-        command: what the lock names as its holder's; default: this process's command line.
+        command: what the lock names as its holder's; default: this process's command line. held_by_parent: the process
+        that launched this one holds the lock, and this one does not outlive it.
         Raises EnvironmentFailure (locked by another, not writable), RecipeError (not ours), CheckpointError (run.json).
         """
         self.path = output_dir
         inspect(output_dir)
         with environment_errors(output_dir, "create"):
             output_dir.mkdir(parents=True, exist_ok=True)
-        self.lock = Lock(output_dir, command or shlex.join(sys.argv))
+        self.lock = None if held_by_parent else Lock(output_dir, command or shlex.join(sys.argv))
         try:
             probe_writable(output_dir)
             existing = inspect(output_dir)
@@ -176,7 +179,7 @@ class RunDirectory:
                 self._discard(existing.record)
                 existing = Existing("absent", {})
         except BaseException:
-            self.lock.release()
+            self.release()
             raise
         self.started = False
         """Whether `start` was called: only then is what run.json says ours to change."""
@@ -192,7 +195,8 @@ class RunDirectory:
         self.release()
 
     def release(self) -> None:
-        self.lock.release()
+        if self.lock is not None:
+            self.lock.release()
 
     @property
     def checkpoints(self) -> Path:

@@ -176,6 +176,8 @@ class Session:
     def save(self, state: TrainState) -> None:
         """A checkpoint, and the run's progress in run.json. Other ranks wait: none runs ahead of a failed save."""
         if self.accelerator.is_main_process:
+            assert self.directory is not None and self.log_file is not None
+            self.log_file.sync()  # a checkpoint must not know of lines that a crash of the machine loses
             tensors = {
                 "model": model_tensors(self.parts.module),
                 "optimizer": optim.state_tensors(self.parts.module, self.parts.optimizers),
@@ -189,8 +191,6 @@ class Session:
                 keep=self.recipe.checkpoint.save_total_limit,
                 protect=protect,
             )
-            assert self.directory is not None and self.log_file is not None
-            self.log_file.sync()
             self.directory.update(steps=state.step, tokens=state.tokens)
             if self.view is not None:
                 self.view.saved(path)

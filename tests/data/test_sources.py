@@ -377,7 +377,7 @@ def test_hostile_wikitext_takes_linear_time(mark: str) -> None:
 def test_stopping_in_other_formats_loses_nothing(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name == "a.tar.gz":
-        make_tar(path, [(f"{i}.jsonl", b'{"text": "a"}\n{"text": "b"}\nbad\n' * 5) for i in range(4)])
+        make_tar(path, [(f"{i}.jsonl", b'{"text": "a"}\n{"text": "bbbbbbb"}\nbad\n' * 5) for i in range(4)])
     elif name == "a.zip":
         with zipfile.ZipFile(path, "w") as file:
             for i in range(4):
@@ -386,7 +386,7 @@ def test_stopping_in_other_formats_loses_nothing(tmp_path: Path, name: str) -> N
         one = b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\ntext\r\n\r\n"
         write(path, one * 20)
     elif name == "a.xml":
-        pages = "".join(f"<page><ns>0</ns><text>page {i}</text></page>" for i in range(20))
+        pages = "".join(f"<page><ns>0</ns><text>page {'x' * (i * i % 17)} {i}</text></page>" for i in range(20))
         write(path, f"<mediawiki>{pages}</mediawiki>")
     else:
         prose = "one two three four five six seven eight nine ten eleven twelve"
@@ -407,5 +407,4 @@ def test_parallel_resumes(tmp_path: Path) -> None:
     whole = list(sources.read(source, PAIRS, batch_bytes=50))
     assert len(whole) > 3
     for stop, batch in enumerate(whole):
-        rest = list(sources.read(source, PAIRS, resume=batch.resume, batch_bytes=50))
-        assert records(whole[: stop + 1], "target") + records(rest, "target") == records(whole, "target")
+        assert list(sources.read(source, PAIRS, resume=batch.resume, batch_bytes=50)) == whole[stop + 1 :]

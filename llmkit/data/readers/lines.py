@@ -109,60 +109,41 @@ def text_stream(reading: Reading) -> tuple[ByteStream, str]:
 
 
 def read_blocks(reading: Reading, stream: ByteStream, *, line: int = 1, offset: int = 0) -> Iterator[Block]:
-    """The lines from byte `offset`, which is the start of line `line`. A byte order mark is passed over."""
-    if offset:
-        skip(stream, offset)
-    held: list[bytes] = []
-    size = 0
-    while True:
-        data = stream.read(reading.batch_bytes)
-        if offset == 0 and not held:
-            if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise reading.fail("begins with a UTF-16 byte order mark; set encoding: utf-16")
-            if data.startswith(BOM):
-                data, offset = data[len(BOM) :], len(BOM)
-        cut = data.rfind(b"\n") + 1
-        if not cut and data:
-            held.append(data)
-            size += len(data)
-            if size <= MAX_RECORD_BYTES:
-                continue
-            held, cut, data = [], 0, b""
-            length, tail = _to_line_end(stream, size)
+    """The lines from byte `offset`, which is the start of line `line`. A byte order mark is passed over.
+
+    Where a block ends follows from where it starts, so that reading goes on from any of them in the same blocks: the
+    whole lines of a window of `batch_bytes`, at most MAX_ROWS of them, or one line that is longer than the window.
+    """
+    window = min(reading.batch_bytes, MAX_RECORD_BYTES)
+    skip(stream, offset)
+    held = _fill(stream, b"", window)
+    if offset == 0:
+        if held.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise reading.fail("begins with a UTF-16 byte order mark; set encoding: utf-16")
+        if held.startswith(BOM):
+            held, offset = held[len(BOM) :], len(BOM)
+    while held := _fill(stream, held, window):
+        cut = len(held) if len(held) < window else (held.rfind(b"\n", 0, window) + 1 or held.find(b"\n", window) + 1)
+        while not cut and len(held) <= MAX_RECORD_BYTES:
+            size = len(held)
+            held = _fill(stream, held, 2 * size)
+            cut = held.find(b"\n", size) + 1 or (size if len(held) == size else 0)
+        if not cut or cut > MAX_RECORD_BYTES + 1:
+            length, held = (cut, held[cut:]) if cut else _to_line_end(stream, len(held))
             yield Block([], line, offset, line + 1, offset + length, oversized=length)
-            line, offset, size = line + 1, offset + length, len(tail)
-            held = [tail] if tail else []
+            line, offset = line + 1, offset + length
             continue
-        whole = b"".join([*held, data[:cut]]) if held else data[:cut]
-        if whole:
-            for block in _split(whole, line, offset):
-                yield block
-                line, offset = block.end_line, block.end_offset
-        if not data:
-            return
-        held = [data[cut:]] if cut < len(data) else []
-        size = len(data) - cut
+        lines = held[:cut].split(b"\n", MAX_ROWS)
+        rest = lines.pop() if len(lines) > MAX_ROWS or not lines[-1] else b""
+        held = rest + held[cut:]
+        end = offset + cut - len(rest)
+        yield Block(lines, line, offset, line + len(lines), end)
+        line, offset = line + len(lines), end
 
 
-def _split(data: bytes, line: int, offset: int) -> Iterator[Block]:
-    """Blocks of at most MAX_ROWS lines; a line over the limit among them is passed over as well."""
-    lines = data.split(b"\n")
-    ends_with_newline = not lines[-1]
-    if ends_with_newline:
-        lines.pop()
-    if len(data) > MAX_RECORD_BYTES and max(map(len, lines)) > MAX_RECORD_BYTES:
-        groups = [[one] for one in lines]
-    else:
-        groups = [lines[start : start + MAX_ROWS] for start in range(0, len(lines), MAX_ROWS)]
-    end = offset + len(data)
-    for group in groups:
-        length = sum(map(len, group)) + len(group)
-        after = min(offset + length, end)
-        if len(group) == 1 and len(group[0]) > MAX_RECORD_BYTES:
-            yield Block([], line, offset, line + 1, after, oversized=len(group[0]))
-        else:
-            yield Block(group, line, offset, line + len(group), after)
-        line, offset = line + len(group), after
+def _fill(stream: ByteStream, held: bytes, size: int) -> bytes:
+    """`held` with what follows it, `size` bytes in all; fewer only at the end."""
+    return held + stream.read(size - len(held)) if len(held) < size else held
 
 
 def _to_line_end(stream: ByteStream, size: int) -> tuple[int, bytes]:

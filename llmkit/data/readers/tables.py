@@ -28,7 +28,7 @@ def read_parquet(reading: Reading, state: dict[str, Any] | None) -> Iterator[Chu
                 rows = max(1, min(MAX_ROWS, reading.batch_bytes * count // size))
                 while first <= row < first + count:
                     start = row
-                    known = reading.wanted is not None
+                    known = row > 0
                     columns = _wanted(reading, table.schema_arrow.names)
                     batches = table.iter_batches(rows if known else _FIRST, row_groups=[group], columns=columns)
                     for batch in _from(batches, start - first):
@@ -56,11 +56,10 @@ def read_arrow(reading: Reading, state: dict[str, Any] | None) -> Iterator[Chunk
             if row + batch.num_rows <= done:
                 row += batch.num_rows
                 continue
-            batch = batch.slice(max(0, done - row))
-            row = max(row, done)
-            size = max(1, batch.nbytes)
-            rows = max(1, min(MAX_ROWS, reading.batch_bytes * batch.num_rows // size))
-            for start in range(0, batch.num_rows, rows):
+            rows = max(1, min(MAX_ROWS, reading.batch_bytes * batch.num_rows // max(1, batch.nbytes)))
+            begin = max(0, done - row)
+            row += begin
+            for start in range(begin, batch.num_rows, rows):
                 part = batch.slice(start, rows)
                 part = part.select(_wanted(reading, part.schema.names))
                 row += part.num_rows
