@@ -1,3 +1,4 @@
+SHELL := /bin/bash
 # Everything works in a fresh clone with Python 3.11+, git and make; each target installs what it needs first.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -e '.[test]' -c constraints.txt
 	touch $(STAMP)
 
-# The five commands on data that every machine has: about 6 minutes on two cores
+# The five commands on data that every machine has: under six minutes on two cores
 quickstart: install
 	@set -e; run() { printf '\n$$ llmkit'; printf ' %s' "$$@"; printf '\n'; $(BIN)/llmkit "$$@"; }; \
 	run preprocess recipes/quickstart/pretrain.yaml; \
@@ -26,7 +27,7 @@ quickstart: install
 	run generate recipes/quickstart/pretrain.yaml --prompt 'def fibonacci('; \
 	run finetune recipes/quickstart/finetune.yaml; \
 	run evaluate recipes/quickstart/finetune.yaml; \
-	run generate recipes/quickstart/finetune.yaml --prompt 'def is_empty(self):'; \
+	run generate recipes/quickstart/finetune.yaml --prompt $$'def is_empty(self):\n    """Return True if the queue is empty."""'; \
 	printf '\nReport: $(RUNS)/pretrain/report.html\nComplete your own code: $(BIN)/llmkit generate recipes/quickstart/pretrain.yaml --interactive\n'
 
 test: install

@@ -1,6 +1,6 @@
 """Training speed, ours and a peer's in turn (A B A B ...): tokens/s over steady steps, the ratio pair by pair.
 
-    python benchmarks/pretrain.py --peer peer_pretrain.py [--pairs 5] [--compile true|false|auto]
+    python benchmarks/pretrain.py [--peer peer_pretrain.py] [--pairs 5] [--compile true|false|auto]
 
 The peer is a script that prints one JSON line with `tokens_per_second`, for a GPT-2 of 6 layers, width 384, context
 256, batch 16 and a vocabulary of 16,000. Ours is `llmkit pretrain` on the standard library's sources, whole: what is
@@ -54,7 +54,7 @@ def peer(script: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", required=True)
+    parser.add_argument("--peer", help="null: our own figure alone")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--compile", default="true")
@@ -64,17 +64,14 @@ def main() -> None:
         pairs = []
         for number in range(given.pairs):
             mine = ours(Path(scratch), number, given.steps, given.compile)
-            theirs = peer(given.peer)
-            pairs.append({**mine, "peer": theirs, "ratio": mine["tokens_per_second"] / theirs})
+            if given.peer:
+                theirs = peer(given.peer)
+                mine |= {"peer": theirs, "ratio": mine["tokens_per_second"] / theirs}
+            pairs.append(mine)
             print(json.dumps(pairs[-1]), file=sys.stderr, flush=True)
-    ratios = sorted(pair["ratio"] for pair in pairs)
     summary = {
         "benchmark": "pretrain",
-        "ratio_median": statistics.median(ratios),
-        "ratio_min": ratios[0],
-        "ratio_max": ratios[-1],
-        "tokens_per_second": statistics.median(p["tokens_per_second"] for p in pairs),
-        "peer_tokens_per_second": statistics.median(p["peer"] for p in pairs),
+        **{f"median_{key}": statistics.median(pair[key] for pair in pairs) for key in pairs[0]},
         "machine": platform.processor() or platform.machine(),
         "python": platform.python_version(),
         "pairs": pairs,

@@ -65,7 +65,7 @@ def _run(command: Callable[[Any, Options, Console], dict[str, Any]], options: Op
     try:
         _finish(command(recipe, options, _console(options.json)), options.json)
     except LlmkitError as error:
-        if error.key is not None and error.file is None:
+        if error.key is not None and error.file is None and not error.key.startswith("--"):
             error.file, error.line = locate(options.recipe_path, options.overrides, error.key)
         raise
 

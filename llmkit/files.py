@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,12 @@ def fsync_directory(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync(paths: Iterable[Path]) -> None:
+    """Forces files and directories that are written to the disk. Raises OSError."""
+    for path in paths:
+        fsync_directory(path)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

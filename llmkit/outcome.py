@@ -9,6 +9,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
+from llmkit import handover
 from llmkit.errors import EnvironmentFailure, LlmkitError, RecipeError
 from llmkit.options import Options
 from llmkit.report.console import Console
@@ -71,6 +72,8 @@ def names_hub(recipe: Recipe, options: Options) -> bool:
 
 def failure(error: BaseException, console: Console) -> int:
     """Says what ended the command, and gives its exit status."""
+    if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+        return BROKEN_PIPE  # typer makes exit status 1 of it
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if os.environ.get(TRACEBACK):
@@ -78,9 +81,17 @@ def failure(error: BaseException, console: Console) -> int:
     if isinstance(error, BrokenPipeError):
         return BROKEN_PIPE
     told = _as_told(error)
-    if told.message:
-        console.fail(told)
-        if console.json:
+    if told.message and not handover.leave(told):
+        rank = int(os.environ.get("RANK", "0") or 0)
+        if rank and told.code == "stopped":
+            return told.status  # a signal goes to all, and rank 0 says what it did
+        if rank:
+            handover.hold_back()
+        try:
+            console.fail(f"rank {rank}: {told}" if rank else told)
+        except BrokenPipeError:
+            return told.status
+        if console.json and not rank:
             _print_error(told, console)
     return told.status
 
@@ -88,6 +99,8 @@ def failure(error: BaseException, console: Console) -> int:
 def _print_error(error: LlmkitError, console: Console) -> None:
     try:
         console.result({"error": error.as_json()})
+    except BrokenPipeError:
+        return
     except OSError as broken:
         console.fail(f"cannot write the error to stdout: {broken.strerror}")
 

@@ -31,6 +31,7 @@ LEAVES = {
     "",  # the version
     "errors",
     "files",
+    "handover",
     "manifest",
     "options",
     "outcome",

@@ -38,11 +38,17 @@ class Encoded:
 
 
 class Encoder(Protocol):
-    """The torch-free, picklable half of a task: runs in `preprocess`, in worker processes too. Pure: same batch, same
-    result."""
+    """The torch-free, picklable half of a task: runs in `preprocess`, in worker processes too.
+
+    Pure: same batch, same result.
+    """
 
     def identity(self) -> dict[str, Any]:
         """Everything the result depends on beside the records and the tokenizer; part of the data fingerprint."""
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The tokens that end a document or an answer, for the label audit."""
 
     def encode(self, batch: RecordBatch) -> Encoded: ...
 

@@ -1,12 +1,12 @@
 """`preprocess` as a function: the stages in order, each resumable, and the published result that training reads.
 
-resolve sources -> fingerprint -> tokenizer -> read, clean, split, encode, write shards -> report, manifest ->
-publish by
-one rename. Nothing is done where the dataset of this fingerprint is published already.
+resolve sources -> fingerprint -> tokenizer -> read, clean, split, encode, write shards -> report, manifest -> publish
+by one rename. Nothing is done where the dataset of this fingerprint is published already.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -28,8 +28,8 @@ from llmkit.data.store import PROGRESS, SHARD_BYTES, Store
 from llmkit.data.tokenizer import BatchEncoder, read_special_ids
 from llmkit.data.tokenizer_make import make_tokenizer, single_byte_ids, tokenizer_identity, write_stand_in
 from llmkit.data.view import audit
-from llmkit.errors import DataError, Stopped
-from llmkit.files import environment_errors, fsync_directory, read_json, write_json
+from llmkit.errors import DataError, EnvironmentFailure, Stopped
+from llmkit.files import dump_json, environment_errors, fsync_directory, read_json, sync
 from llmkit.manifest import MANIFEST, hash_file, seal
 from llmkit.recipe.sections import Recipe
 from llmkit.report.console import Console
@@ -68,8 +68,13 @@ def request(recipe: Recipe) -> Request:
     }
     tokenizer, source_directory = tokenizer_identity(recipe)
     identity = _encoder_identity(recipe, source_directory)
-    prepared_dir = Path(recipe.data.prepared_dir or Path(recipe.output_dir) / "prepared")
-    return Request(recipe, roles, groups, fingerprint(groups, recipe.data, identity, tokenizer), prepared_dir)
+    found = fingerprint(groups, recipe.data, identity, tokenizer)
+    return Request(recipe, roles, groups, found, prepared_dir_of(recipe))
+
+
+def prepared_dir_of(recipe: Recipe) -> Path:
+    """Where the recipe's prepared datasets lie, a directory a fingerprint."""
+    return Path(recipe.data.prepared_dir or Path(recipe.output_dir) / "prepared")
 
 
 def fingerprint_of(recipe: Recipe) -> Fingerprint:
@@ -105,6 +110,7 @@ def prepare(recipe: Recipe, console: Console, *, shard_bytes: int = SHARD_BYTES)
     Raises DataError, EnvironmentFailure, RecipeError, ModelError; Stopped (from a signal handler) with `saved` where
     finished shards wait for the next call.
     """
+    _check_place(prepared_dir_of(recipe))
     wanted = request(recipe)
     directory = wanted.directory
     if (directory / MANIFEST).exists():
@@ -128,6 +134,18 @@ def prepare(recipe: Recipe, console: Console, *, shard_bytes: int = SHARD_BYTES)
                     raise Stopped(stopped.signum, saved=True, message=message) from stopped
                 raise
     return _checked(open_prepared(directory), recipe)
+
+
+def _check_place(prepared_dir: Path) -> None:
+    """Raises EnvironmentFailure before the sources are read where nothing is, and nothing could be, prepared."""
+    place = prepared_dir.absolute()
+    while not place.exists():
+        place = place.parent
+    if os.access(place, os.W_OK | os.X_OK) or any(prepared_dir.glob(f"[0-9a-f]*/{MANIFEST}")):
+        return
+    read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+    reason = os.strerror(errno.EROFS if read_only else errno.EACCES if place.is_dir() else errno.ENOTDIR)
+    raise EnvironmentFailure(f"cannot write {prepared_dir}: {reason}")
 
 
 def _checked(prepared: Prepared, recipe: Recipe) -> Prepared:
@@ -183,21 +201,20 @@ def _write(wanted: Request, partial: Path, encoder: Encoder, console: Console, s
         pipeline.check_bad(store.tally, recipe.data.max_bad_fraction)
         _check_rows(wanted, store, console, total)
         splits = store.finish()
-        stops = _stop_ids(encoder)
-        labels = {name: audit(Split(partial / name, entry), stops).as_json() for name, entry in splits.items()}
+        labels = {
+            name: audit(Split(partial / name, entry), encoder.stop_ids).as_json() for name, entry in splits.items()
+        }
         report = make_report(store.tally, splits, labels, read_json(partial / "tokenizer" / "engine.json"), ids)
-        write_json(partial / "report.json", report)
-        manifest = _manifest(wanted, partial, store, splits)
         with environment_errors(partial):
+            (partial / "report.json").write_bytes(dump_json(report))
+            others = [path for path in sorted((partial / "tokenizer").rglob("*")) if path.is_file()]
+            others += [partial / "report.json", partial / "rejected.jsonl"]
+            others += [partial / split / "vocab_counts.npy" for split in splits]
+            manifest = _manifest(wanted, partial, store, splits, others)
             (partial / MANIFEST).write_bytes(seal(manifest))
-            _flush(partial)
+            # the shards are on the disk already; the rename makes all of it count
+            sync([*others, partial / MANIFEST, *(partial / split for split in splits), partial])
         store.sweep()
-
-
-def _stop_ids(encoder: Encoder) -> list[int]:
-    """The tokens that end an answer or a document, for the label audit; the chat format's where there is one."""
-    found: list[int] = getattr(getattr(encoder, "chat", encoder), "stop_ids", [])
-    return found
 
 
 def _check_rows(wanted: Request, store: Store, console: Console, total: int) -> None:
@@ -214,11 +231,10 @@ def _check_rows(wanted: Request, store: Store, console: Console, total: int) -> 
         console.warn("data.validation_fraction held out no document: there are too few of them")
 
 
-def _manifest(wanted: Request, partial: Path, store: Store, splits: dict[str, Any]) -> dict[str, Any]:
+def _manifest(
+    wanted: Request, partial: Path, store: Store, splits: dict[str, Any], others: list[Path]
+) -> dict[str, Any]:
     files = dict(store.progress["files"])
-    others = [path for path in sorted((partial / "tokenizer").rglob("*")) if path.is_file()]
-    others += [partial / "report.json", partial / "rejected.jsonl"]
-    others += [partial / split / "vocab_counts.npy" for split in splits]
     for path in others:
         files[path.relative_to(partial).as_posix()] = hash_file(path)
     return {
@@ -235,17 +251,6 @@ def _manifest(wanted: Request, partial: Path, store: Store, splits: dict[str, An
         "splits": splits,
         "files": files,
     }
-
-
-def _flush(partial: Path) -> None:
-    """Forces every file and directory to the disk before the rename makes them count."""
-    for path in sorted(partial.rglob("*")):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    fsync_directory(partial)
 
 
 def _workers(wanted: Request, tokenizer_dir: Path) -> int:

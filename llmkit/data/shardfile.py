@@ -1,9 +1,8 @@
 """Token shards on disk: Megatron's indexed format (.bin/.idx), an Arrow sidecar, and the memory-mapped reader.
 
 A record is one document. `.bin` holds little-endian token ids, `.idx` lengths and byte pointers, as written by
-Megatron-LM's `megatron/core/datasets/indexed_dataset.py` (version 1). `.arrow` holds what is not a token stream, a
-row an
-example. A shard is whole or absent: it is written under a temporary name, flushed to disk and renamed.
+Megatron-LM's `megatron/core/datasets/indexed_dataset.py` (version 1). `.arrow` holds what is not a token stream, a row
+an example. A shard is whole or absent: it is written under a temporary name, flushed to disk and renamed.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ import os
 import struct
 import zlib
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import compute
 
 from llmkit.files import environment_errors, fsync_directory
 
@@ -48,11 +47,13 @@ class HashingFile:
         self._sha = hashlib.sha256()
         self._blocks: list[int] = []
         self._crc = 0
-        self._file: BinaryIO = path.with_name(f".{path.name}.tmp").open("wb")
+        self._file: FileIO = path.with_name(f".{path.name}.tmp").open("wb", buffering=0)
 
     def write(self, data: bytes | memoryview) -> int:
         view = memoryview(data).cast("B")
-        self._file.write(view)
+        done = 0
+        while done < len(view):
+            done += self._file.write(view[done:])
         self._sha.update(view)
         done = 0
         while done < len(view):
@@ -68,7 +69,6 @@ class HashingFile:
 
     def close(self) -> dict[str, Any]:
         """Flushes to disk, gives the file its name, and returns its manifest entry."""
-        self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         os.replace(self._file.name, self.path)
@@ -192,23 +192,29 @@ class ShardWriter:
             files[sidecar.path.name] = sidecar.close()
             fsync_directory(self.directory)
         entry = {"name": self.name, "rows": self.rows, "tokens": tokens[MAIN_STREAM]}
-        totals = {key: int(compute.sum(table[key]).as_py() or 0) for key in ("bytes", "words")}
+        totals = {
+            "bytes": sum(int(part.sizes.sum()) for part in self._sidecar),
+            "words": sum(int(part.words.sum()) for part in self._sidecar),
+        }
         return {**entry, **totals}, files
 
     def _table(self) -> pa.Table:
         parts = self._sidecar
+        counts = [len(p.lines) for p in parts]
+        files = list(dict.fromkeys(p.file for p in parts))
+        numbers = {name: number for number, name in enumerate(files)}
         columns: dict[str, pa.Array] = {
-            "source": pa.array(np.repeat([p.source for p in parts], [len(p.lines) for p in parts]), pa.int16()),
-            "file": pa.array([p.file for p in parts for _ in p.lines], pa.string()).dictionary_encode(),
-            "line": pa.array([line for p in parts for line in p.lines], pa.int64()),
-            "offset": pa.array([offset for p in parts for offset in p.offsets], pa.int64()),
-            "bytes": pa.array(_joined([p.sizes for p in parts]), pa.int64()),
-            "words": pa.array(_joined([p.words for p in parts]), pa.int64()),
-            "hash": pa.array([digest for p in parts for digest in p.hashes], pa.binary(16)),
+            "source": _numbers(np.repeat(np.array([p.source for p in parts], np.int16), counts)),
+            "file": _dictionary(np.repeat(np.array([numbers[p.file] for p in parts], np.int32), counts), files),
+            "line": _places([p.lines for p in parts]),
+            "offset": _places([p.offsets for p in parts]),
+            "bytes": _numbers(_joined([p.sizes for p in parts])),
+            "words": _numbers(_joined([p.words for p in parts])),
+            "hash": _hashes([digest for p in parts for digest in p.hashes]),
         }
         for name in parts[0].fields if parts else ():
             columns[f"field:{name}"] = _field_array([value for p in parts for value in p.fields[name]])
-        return pa.table(columns)
+        return pa.Table.from_arrays(list(columns.values()), names=list(columns))
 
     def abandon(self) -> None:
         for file in self._bins.values():
@@ -216,4 +222,34 @@ class ShardWriter:
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(arrays) if arrays else np.empty(0, np.int64)
+    return np.concatenate(arrays).astype(np.int64, copy=False) if arrays else np.empty(0, np.int64)
+
+
+# Arrow arrays from their buffers: pa.array() would import pandas, half a second, to ask whether it was given its types
+
+
+def _numbers(values: np.ndarray, valid: np.ndarray | None = None) -> pa.Array:
+    """`valid` (N,) bool: where there is a number at all."""
+    bits = None if valid is None else pa.py_buffer(np.packbits(valid, bitorder="little").tobytes())
+    data = pa.py_buffer(np.ascontiguousarray(values).tobytes())
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [bits, data])
+
+
+def _places(parts: list[list[int | None]]) -> pa.Array:
+    values = [value for part in parts for value in part]
+    if None not in values:
+        return _numbers(np.array(values, np.int64))
+    valid = np.array([value is not None for value in values], bool)
+    return _numbers(np.array([value or 0 for value in values], np.int64), valid)
+
+
+def _hashes(values: list[bytes]) -> pa.Array:
+    return pa.Array.from_buffers(pa.binary(16), len(values), [None, pa.py_buffer(b"".join(values))])
+
+
+def _dictionary(indices: np.ndarray, names: list[str]) -> pa.Array:
+    texts = [name.encode("utf-8", "backslashreplace") for name in names]
+    ends = np.cumsum([0, *map(len, texts)]).astype(np.int32)
+    buffers = [None, pa.py_buffer(ends.tobytes()), pa.py_buffer(b"".join(texts))]
+    dictionary = pa.Array.from_buffers(pa.string(), len(texts), buffers)
+    return pa.DictionaryArray.from_arrays(_numbers(indices), dictionary)

@@ -6,9 +6,11 @@ count. What a killed run left beyond it is deleted and done again, so the result
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +21,7 @@ from llmkit.data.examples import Encoded
 from llmkit.data.records import Reject
 from llmkit.data.shardfile import Rows, ShardWriter
 from llmkit.data.tally import new_tally
-from llmkit.files import environment_errors, read_json, write_atomic, write_json
+from llmkit.files import environment_errors, read_json, write_json
 
 PROGRESS = "progress.json"
 REJECTED = "rejected.jsonl"
@@ -69,7 +71,8 @@ class Store:
         for writer in self._writers.values():
             writer.abandon()
         if self._rejected is not None:
-            self._rejected.close()
+            with suppress(OSError):  # what a full disk kept back is written again by the next run
+                self._rejected.close()
         for seen in self._seen.values():
             seen.close()
 
@@ -119,7 +122,7 @@ class Store:
         for split, writer in sorted(self._writers.items()):
             entry, files = writer.close()
             with environment_errors(self.directory):
-                np.save(self.directory / split / f"{writer.name}.counts.npy", writer.counts)
+                (self.directory / split / f"{writer.name}.counts.npy").write_bytes(npy_bytes(writer.counts))
             progress["shards"][split].append(entry)
             progress["files"].update({f"{split}/{name}": value for name, value in files.items()})
         self._writers.clear()
@@ -141,7 +144,8 @@ class Store:
             counts = np.zeros(self.vocab_size, np.int64)
             for shard in shards:
                 counts += np.load(directory / f"{shard['name']}.counts.npy")
-            write_atomic(directory / "vocab_counts.npy", npy_bytes(counts))
+            with environment_errors(directory):
+                (directory / "vocab_counts.npy").write_bytes(npy_bytes(counts))
             splits[split] = {
                 **{key: sum(shard[key] for shard in shards) for key in ("rows", "tokens", "bytes", "words")},
                 "streams": self.progress["streams"][split],
@@ -162,8 +166,7 @@ class Store:
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
-    import io
-
+    """The file that np.save would write; np.save itself forgets the disk's errno."""
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()

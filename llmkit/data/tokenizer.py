@@ -7,20 +7,20 @@ used where it is proven equal to `tokenizers` on a sample of the data at the sta
 
 from __future__ import annotations
 
-import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llmkit.data.examples import Ragged
+from llmkit.data.tokenizer_core import num_ids, read_core, read_fast
 from llmkit.data.tokenizer_files import import_tokenizer, tokenizer_source
 from llmkit.data.tokenizer_train import train_tokenizer
 from llmkit.errors import ModelError
-from llmkit.files import read_json, write_json
+from llmkit.files import dump_json, environment_errors, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +79,7 @@ class SpecialIds:
 
 def read_special_ids(directory: Path) -> SpecialIds:
     """Reads tokenizer_config.json and tokenizer.json of a prepared tokenizer. Raises ModelError."""
-    tokenizer = _literal_core(directory)
+    tokenizer = read_core(directory)
     config = read_json(directory / "tokenizer_config.json") if (directory / "tokenizer_config.json").exists() else {}
     ids: dict[str, int] = {}
     for name in ("bos", "eos", "pad", "unk", "cls", "sep", "mask"):
@@ -88,7 +88,7 @@ def read_special_ids(directory: Path) -> SpecialIds:
         found = tokenizer.token_to_id(content) if isinstance(content, str) else None
         if found is not None:
             ids[name] = found
-    return SpecialIds(size=max(tokenizer.get_vocab(True).values()) + 1, **ids)
+    return SpecialIds(size=num_ids(directory), **ids)
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -101,39 +101,6 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the tokenizer in {directory}: {str(error).splitlines()[0]}") from error
-    return tokenizer
-
-
-def _core(directory: Path) -> Any:
-    """The `tokenizers.Tokenizer` of a directory, without the truncation and padding that some files carry. Shared."""
-    return _read_core(directory / "tokenizer.json", *_state(directory), literal=False)
-
-
-def _literal_core(directory: Path) -> Any:
-    """The same, reading special tokens in a text as text. Shared."""
-    return _read_core(directory / "tokenizer.json", *_state(directory), literal=True)
-
-
-def _state(directory: Path) -> tuple[int, ...]:
-    try:
-        status = (directory / "tokenizer.json").stat()
-    except OSError as error:
-        raise ModelError(f"cannot read {directory / 'tokenizer.json'}: {error.strerror}") from error
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-@lru_cache(4)
-def _read_core(path: Path, *state: int, literal: bool) -> Any:
-    """`state` (inode, size, time) makes a changed file another one."""
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises a bare Exception for any defect of the file
-        raise ModelError(f"cannot read {path}: {error}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = literal
     return tokenizer
 
 
@@ -181,15 +148,13 @@ class BatchEncoder:
 
     def _prepare(self) -> None:
         if self._slow is None:
-            self._slow = _core(self.directory) if self.parse_special else _literal_core(self.directory)
+            self._slow = read_core(self.directory, literal=not self.parse_special)
             contents = [token.content for token in self._slow.get_added_tokens_decoder().values() if token.special]
             if contents and not self.parse_special:
                 longest_first = sorted(contents, key=len, reverse=True)
                 self._special = re.compile("|".join(re.escape(content) for content in longest_first))
         if self.engine == "gigatoken" and self._fast is None:
-            import gigatoken
-
-            self._fast = gigatoken.Tokenizer.from_json(self._slow.to_str())
+            self._fast = read_fast(self.directory)
 
     def encode(self, texts: list[str]) -> Ragged:
         """values (sum of lengths,) uint32 ids, lengths (N,) int64. Lone surrogates raise UnicodeEncodeError."""
@@ -242,23 +207,28 @@ def _merge(rest: Ragged, exact: Ragged, places: list[int]) -> Ragged:
 def choose_engine(directory: Path, sample: list[str]) -> Engine:
     """Proves gigatoken equal to `tokenizers` on `sample` and on hard cases; writes the verdict to engine.json."""
     engine = _prove(directory, sample)
-    write_json(directory / ENGINE_FILE, {"engine": engine.name, "reason": engine.reason})
+    with environment_errors(directory):
+        (directory / ENGINE_FILE).write_bytes(dump_json({"engine": engine.name, "reason": engine.reason}))
     return engine
 
 
 def _prove(directory: Path, sample: list[str]) -> Engine:
-    model = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["model"]["type"]
-    if model != "BPE":
-        return Engine("tokenizers", f"gigatoken encodes BPE only, and this tokenizer is {model}")
+    from tokenizers.models import BPE
+
+    model = read_core(directory).model
+    if not isinstance(model, BPE):
+        return Engine("tokenizers", f"gigatoken encodes BPE only, and this tokenizer is {type(model).__name__}")
     texts = [*TORTURE, *sample]
-    try:
-        encoder = BatchEncoder(directory, "gigatoken")
-        fast = encoder.encode(texts)
-    except ImportError:
-        return Engine("tokenizers", "gigatoken is not installed")
-    except Exception as error:  # noqa: BLE001 an unsupported configuration, in the library's own words
-        return Engine("tokenizers", f"gigatoken refuses this tokenizer: {str(error).splitlines()[0]}")
-    exact = encoder.encode_exactly(texts)
+    encoder = BatchEncoder(directory, "gigatoken")
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            expected = pool.submit(BatchEncoder(directory, "tokenizers").encode, texts)
+            fast = encoder.encode(texts)
+        except ImportError:
+            return Engine("tokenizers", "gigatoken is not installed")
+        except Exception as error:  # noqa: BLE001 an unsupported configuration, in the library's own words
+            return Engine("tokenizers", f"gigatoken refuses this tokenizer: {str(error).splitlines()[0]}")
+        exact = expected.result()
     if not np.array_equal(fast.lengths, exact.lengths) or not np.array_equal(fast.values, exact.values):
         return Engine("tokenizers", f"gigatoken differs from tokenizers on a sample of {len(texts)} texts")
     return Engine("gigatoken", f"equal to tokenizers on a sample of {len(texts)} texts")

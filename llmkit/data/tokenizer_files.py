@@ -11,12 +11,14 @@ import difflib
 import json
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmkit.data.tokenizer_core import read_core
 from llmkit.errors import ModelError
-from llmkit.files import environment_errors, sha256_json
+from llmkit.files import dump_json, environment_errors, read_json, sha256_json
 from llmkit.recipe.sections import Recipe, TokenizerSection
 
 FILES = (
@@ -43,6 +45,12 @@ VOCABULARIES = (
 )
 KNOWN_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>")
 KNOWN_EOS = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>")
+GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
+ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+PLAIN = {*ROLES, "tokenizer_class", "backend", "is_local", "model_max_length", "clean_up_tokenization_spaces"}
+"""What a configuration may say that changes no encoding."""
+UNBOUNDED = re.compile(r'"truncation":\s*null,\s*"padding":\s*null,')
+ADDING = ("special_tokens_map.json", "added_tokens.json")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -129,16 +137,59 @@ def section_identity(section: TokenizerSection) -> dict[str, Any]:
 
 def import_tokenizer(source: TokenizerSource, section: TokenizerSection, target: Path) -> None:
     """Loads the tokenizer and saves it into `target` as AutoTokenizer loads it. Raises ModelError."""
+    directory = source.directory()
+    if section.tokenizer_class is None and section.special_tokens is None:
+        config = _plain_config(directory)
+        if config is not None:
+            _copy(directory, config, target)
+            return
     if not source.hub:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read at import: nothing local may ask the network
-    directory = source.directory()
     tokenizer = _load(directory, section.tokenizer_class)
     if not tokenizer.is_fast:
         raise ModelError(f"the tokenizer in {source.name} has no fast form (tokenizer.json); llmkit needs one")
-    _infer_special_tokens(tokenizer, directory)
     if section.special_tokens is not None and section.special_tokens.additional:
         tokenizer.add_special_tokens({"additional_special_tokens": list(section.special_tokens.additional)})
     save(tokenizer, target)
+
+
+def _plain_config(directory: Path) -> dict[str, Any] | None:
+    """The configuration of a tokenizer that is its tokenizer.json and nothing else; None where transformers must say.
+
+    Importing transformers takes seconds, and its generic class adds nothing to such a file. A bare tokenizer.json names
+    no bos and eos: the usual spellings are taken where its special tokens hold them.
+    """
+    path = directory / "tokenizer_config.json"
+    if not (directory / "tokenizer.json").is_file() or any((directory / name).exists() for name in ADDING):
+        return None
+    core = read_core(directory)
+    special = {token.content for token in core.get_added_tokens_decoder().values() if token.special}
+    if path.exists():
+        config: dict[str, Any] = read_json(path)
+        if config.get("tokenizer_class") not in GENERIC or not config.keys() <= PLAIN:
+            return None
+    elif (directory / "config.json").exists():
+        return None
+    else:
+        config = {"tokenizer_class": GENERIC[0], "clean_up_tokenization_spaces": False}
+        for role, names in (("bos_token", KNOWN_BOS), ("eos_token", KNOWN_EOS), ("unk_token", ("<unk>", "[UNK]"))):
+            found = next((name for name in names if name in special), None)
+            config |= {role: found} if found is not None else {}
+    named = (config.get(role) for role in ROLES)
+    contents = (token.get("content") if isinstance(token, dict) else token for token in named if token is not None)
+    return config if special.issuperset(contents) else None
+
+
+def _copy(directory: Path, config: dict[str, Any], target: Path) -> None:
+    data = (directory / "tokenizer.json").read_text(encoding="utf-8")
+    if UNBOUNDED.search(data, 0, 1000) is None:
+        data = json.dumps({**json.loads(data), "truncation": None, "padding": None}, ensure_ascii=False)
+    with environment_errors(target):
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "tokenizer.json").write_text(data, encoding="utf-8")
+        if (directory / "chat_template.jinja").exists():
+            shutil.copyfile(directory / "chat_template.jinja", target / "chat_template.jinja")
+        (target / "tokenizer_config.json").write_bytes(dump_json(config))
 
 
 def save(tokenizer: Any, target: Path) -> None:
@@ -191,14 +242,3 @@ def _class_of(directory: Path) -> str | None:
     if (directory / "tokenizer.model").exists():
         return "LlamaTokenizer"
     return None
-
-
-def _infer_special_tokens(tokenizer: Any, directory: Path) -> None:
-    """A bare tokenizer.json names no bos and eos: the usual spellings are taken where its added tokens hold them."""
-    if (directory / "tokenizer_config.json").exists() or tokenizer.eos_token is not None:
-        return
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    for role, names in (("bos_token", KNOWN_BOS), ("eos_token", KNOWN_EOS), ("unk_token", ("<unk>", "[UNK]"))):
-        found = next((name for name in names if name in added), None)
-        if found is not None and getattr(tokenizer, role) is None:
-            setattr(tokenizer, role, found)

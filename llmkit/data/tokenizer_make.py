@@ -23,9 +23,10 @@ from llmkit.data.roles import RoleSpec
 from llmkit.data.sources import ResolvedSource, read
 from llmkit.data.text import content_hash, in_validation, record_bytes, record_text
 from llmkit.data.tokenizer import choose_engine
+from llmkit.data.tokenizer_core import read_core
 from llmkit.data.tokenizer_files import import_tokenizer, section_identity, source_identity, tokenizer_source
 from llmkit.data.tokenizer_train import END, train_tokenizer
-from llmkit.files import environment_errors, fsync_directory, read_json
+from llmkit.files import environment_errors, fsync_directory, read_json, sync
 from llmkit.recipe.sections import Recipe
 from llmkit.report.console import Console
 
@@ -107,6 +108,7 @@ def make_tokenizer(
     engine = choose_engine(unfinished, sample)
     console.note(f"tokenizing with {engine.name}: {engine.reason}")
     with environment_errors(target):
+        sync([*unfinished.iterdir(), unfinished])
         os.replace(unfinished, target)
         fsync_directory(partial)
 
@@ -115,7 +117,7 @@ def _complete(recipe: Recipe, directory: Path) -> None:
     """What the task needs beside: special tokens, a chat template. transformers is imported only where something is."""
     from llmkit.tasks import added_tokens, complete_tokenizer
 
-    core = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    core = read_core(directory)
     needs_template = recipe.task.type == "instruction"
     if needs_template or added_tokens(recipe, lambda name: core.token_to_id(name) is not None, directory):
         complete_tokenizer(recipe, directory)
@@ -173,21 +175,28 @@ def _training_sample(recipe: Recipe, sources: list[ResolvedSource], roles: RoleS
 
 def single_byte_ids(directory: Path, size: int) -> np.ndarray:
     """(size,) bool: ids that stand for a part of a character, so that text made of them fell into single bytes."""
-    state = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    core = read_core(directory)
+    vocab = core.get_vocab(False)
     parts = np.zeros(size, bool)
-    byte_level = "ByteLevel" in json.dumps([state.get("pre_tokenizer"), state.get("decoder")])
-    table = _byte_of() if byte_level else {}
-    vocab = Tokenizer.from_file(str(directory / "tokenizer.json")).get_vocab(False)
-    for token, i in vocab.items():
-        if byte_level:
-            data = bytes(table.get(character, 0x20) for character in token)
-            try:
-                data.decode()
-            except UnicodeDecodeError:
-                parts[i] = True
-        elif len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-            parts[i] = int(token[3:5], 16) >= 0x80
+    if not any(part is not None and b"ByteLevel" in part.__getstate__() for part in (core.pre_tokenizer, core.decoder)):
+        fallback = (f"<0x{byte:02X}>" for byte in range(0x80, 0x100))
+        parts[[vocab[token] for token in fallback if token in vocab]] = True
+        return parts
+    # all at once: byte 0 separates the tokens, and stands in none of them as itself
+    table = {ord(character): byte or 1 for character, byte in _byte_of().items()}
+    tokens = "\0".join(vocab).translate(table).encode("latin-1", "replace").split(b"\0")
+    parts[[i for data, i in zip(tokens, vocab.values(), strict=True) if not data.isascii() and not _is_text(data)]] = (
+        True
+    )
     return parts
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _byte_of() -> dict[str, int]:

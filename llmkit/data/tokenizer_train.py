@@ -19,7 +19,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from llmkit.errors import DataError, RecipeError
-from llmkit.files import environment_errors, write_json
+from llmkit.files import dump_json, environment_errors
 from llmkit.recipe.sections import TokenizerTrain
 
 END = "<|endoftext|>"
@@ -239,5 +239,5 @@ def _save(tokenizer: Tokenizer, algorithm: str, special: list[str], target: Path
         config["unk_token"] = "<unk>"
     with environment_errors(target):
         target.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(str(target / "tokenizer.json"))
-    write_json(target / "tokenizer_config.json", config)
+        (target / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+        (target / "tokenizer_config.json").write_bytes(dump_json(config))

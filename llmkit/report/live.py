@@ -39,6 +39,9 @@ NOT_METRICS = frozenset(
     }
 )
 
+FACTS_A_ROW = 4
+"""Metrics of the last validation on one line of the panel; more would be cut at 100 columns."""
+
 
 class TrainingView(Protocol):
     def log(self, event: Event) -> None:
@@ -211,8 +214,10 @@ class LiveView:
         if rest:
             rows.add_row("now", Text("   ".join(f"{name} {value}" for name, value in rest)))
         if self.validation:
-            told = "   ".join(f"{name} {value}" for name, value in facts(self.validation))
-            rows.add_row("validation", Text(f"{told}   at step {self.validation.get('step', 0):,}"))
+            told = [f"{name} {value}" for name, value in facts(self.validation)]
+            told.append(f"at step {self.validation.get('step', 0):,}")
+            for first in range(0, len(told), FACTS_A_ROW):
+                rows.add_row("" if first else "validation", Text("   ".join(told[first : first + FACTS_A_ROW])))
         if self.last_saved:
             rows.add_row("saved", Text(escape(self.last_saved)))
         for name, value in self.header.items():

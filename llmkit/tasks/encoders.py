@@ -80,6 +80,10 @@ class InstructionEncoder:
             "overflow": self.overflow,
         }
 
+    @property
+    def stop_ids(self) -> list[int]:
+        return self.chat.stop_ids
+
     def encode(self, batch: RecordBatch) -> Encoded:
         """columns["messages"]: N lists of messages; columns["tools"]: N lists or None."""
         tools = batch.columns.get("tools") or [None] * len(batch)

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.tracking import get_available_trackers
 from torch import nn
 
 from llmkit.data.prepare import Prepared
-from llmkit.errors import CheckpointError, RecipeError
+from llmkit.errors import CheckpointError, EnvironmentFailure, RecipeError
 from llmkit.models import source as model_source
 from llmkit.recipe.sections import Recipe
 from llmkit.tasks.base import Plan, Task
@@ -67,6 +68,9 @@ class Parts:
 
 def make_accelerator(report_to: list[str], logging_dir: str) -> Accelerator:
     """Device, process group and trackers. Precision is ours (`autocast`), so that training and evaluation share it."""
+    installed = {str(tracker.value) for tracker in get_available_trackers()}
+    if missing := [name for name in report_to if name not in installed]:
+        raise EnvironmentFailure(f"{missing[0]} is not installed: pip install {missing[0]}", key="logging.report_to")
     timeout = InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=30))
     return Accelerator(
         cpu=not torch.accelerator.is_available(),  # else Accelerate ignores a launch of several CPU processes
@@ -120,7 +124,7 @@ def resolve_choices(
     )
     tokens = float(days.total_steps) * global_batch * max_length
     compiled = hardware.choose_compile(
-        section.torch_compile, operations=6.0 * num_parameters * tokens, device_type=device_type
+        section.torch_compile, operations=6.0 * num_parameters * tokens, packed=packing, device_type=device_type
     )
     return (
         Choices(
@@ -181,7 +185,7 @@ def build(
     return Parts(
         task=task,
         module=module,
-        wrapped=wrap(module, accelerator, choices),
+        wrapped=wrap(module, accelerator, choices, recipe.training.torch_compile == "auto"),
         optimizers=optimizers,
         schedule=schedule,
         plan=plan,
@@ -193,10 +197,14 @@ def build(
     )
 
 
-def wrap(module: nn.Module, accelerator: Accelerator, choices: Choices) -> nn.Module:
-    """The module as the loop calls it: compiled where chosen, synchronised where there are several processes."""
+def wrap(module: nn.Module, accelerator: Accelerator, choices: Choices, may_fall_back: bool) -> nn.Module:
+    """The module as the loop calls it: compiled where chosen, synchronised where there are several processes.
+
+    may_fall_back: nobody asked for compilation, so a compiler that fails is no error.
+    """
     wrapped: nn.Module = module
     if choices.torch_compile:
+        torch._dynamo.config.suppress_errors = may_fall_back
         os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
         wrapped = torch.compile(module, dynamic=None if choices.packing else True)  # type: ignore[assignment]
     if accelerator.num_processes > 1:

@@ -13,7 +13,7 @@ from typing import Any
 
 from llmkit.data import prepare
 from llmkit.data.prepare import Prepared
-from llmkit.errors import DataError, EnvironmentFailure, LlmkitError
+from llmkit.errors import DataError, LlmkitError
 from llmkit.files import read_json
 from llmkit.options import Options
 from llmkit.recipe import identity as identities
@@ -54,16 +54,16 @@ def _launch(recipe: Recipe, options: Options, console: Console) -> int:
         arguments = [argument for argument in sys.argv[1:] if argument != "--overwrite"]
         try:
             return launch.launch(arguments, options.num_processes, console.note)
-        except EnvironmentFailure as error:
+        except LlmkitError as error:
             _record_loss(directory, error)
             raise
 
 
-def _record_loss(directory: RunDirectory, error: EnvironmentFailure) -> None:
-    """A killed rank could not say in run.json how it ended."""
+def _record_loss(directory: RunDirectory, error: LlmkitError) -> None:
+    """A killed rank could not say in run.json how it ended, and rank 0 knew no more of another than that it was gone."""
     directory.record = inspect(directory.path).record
     if directory.record.get("status") in ("running", "failed"):
-        directory.finish("failed", error.status, error.message)
+        directory.finish("failed", error.status, str(error))
 
 
 def already_finished(recipe: Recipe, path: Path, existing: Existing) -> bool:

@@ -20,7 +20,7 @@ from llmkit.tasks import build_task
 from llmkit.train import checkpoint, export, hardware, machine, metricslog
 from llmkit.train.build import AUTOCAST, Parts, build, make_accelerator
 from llmkit.train.loop import TrainState, fit
-from llmkit.train.rundir import CHECKPOINTS, METRICS, MODEL, REPORT, RESULTS, Existing, RunDirectory
+from llmkit.train.rundir import CHECKPOINTS, METRICS, MODEL, REPORT, RESULTS, TRACKING, Existing, RunDirectory
 from llmkit.train.schedules import Schedule
 from llmkit.train.session import Session
 
@@ -38,7 +38,7 @@ def execute(
 ) -> dict[str, Any]:
     """Trains (or goes on), exports and returns the final results. Raises Stopped where a signal ended it, saved."""
     hardware.keep_freed_memory()
-    accelerator = make_accelerator(recipe.logging.report_to, recipe.output_dir)
+    accelerator = make_accelerator(recipe.logging.report_to, str(Path(recipe.output_dir) / TRACKING))
     task = build_task(recipe, prepared.tokenizer_dir, allow_remote_code=options.trust_remote_code)
     task.prepare(prepared.splits.get("train"), prepared.splits.get("validation"))
     kept = existing.record.get("resolved") if existing.found != "absent" else None
@@ -75,8 +75,8 @@ def execute(
         if not _is_lost_peer(error):
             raise
         raise EnvironmentFailure(
-            f"rank {accelerator.process_index} of {accelerator.num_processes} lost another process; run the same command "
-            "again to go on from the last checkpoint"
+            f"rank {accelerator.process_index} of {accelerator.num_processes} lost another process; run the same "
+            "command again to go on from the last checkpoint"
         ) from error
     finally:
         parts.feed.close()

@@ -20,8 +20,9 @@ _NEVER = 2**31 - 1
 
 CPU_MICRO_BATCH_TOKENS = 4096
 """Beyond this a larger micro-batch is no faster on a CPU: its matrices fill the caches and both cores."""
-COMPILE_PAYS_AFTER = 1.5e14
-"""Floating-point operations of a run per core (or GPU, times 100) from which compiling costs less than it saves."""
+COMPILE_PAYS_AFTER = {"cpu": 2e13, "cuda": 5e16}
+"""Floating-point operations of a run (a core's share on a CPU) from which compiling costs less than it saves: five to
+ten minutes of training."""
 
 
 def keep_freed_memory() -> None:
@@ -64,16 +65,17 @@ def choose_precision(asked: str | None, device_type: str) -> Literal["no", "bf16
     return "no"
 
 
-def choose_compile(asked: bool | str | None, *, operations: float, device_type: str) -> bool:
-    """`auto` compiles where there is a compiler and the run is long enough to earn the compile time back."""
-    if asked in (True, False):
+def choose_compile(asked: bool | str | None, *, operations: float, packed: bool, device_type: str) -> bool:
+    """`auto` compiles where every batch has one shape, a compiler is there, and the run is long enough to earn the
+    compile time back."""
+    if asked != "auto":
         return bool(asked)
-    if asked is None:
+    if not packed:
         return False
     if device_type == "cuda":
-        return operations > 100 * COMPILE_PAYS_AFTER
+        return operations > COMPILE_PAYS_AFTER["cuda"]
     compiler = shutil.which("g++") or shutil.which("clang++")
-    return compiler is not None and operations > COMPILE_PAYS_AFTER * torch.get_num_threads()
+    return compiler is not None and operations > COMPILE_PAYS_AFTER["cpu"] * torch.get_num_threads()
 
 
 def choose_micro_batch(*, samples_per_rank: int, max_length: int, device_type: str) -> int:

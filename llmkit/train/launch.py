@@ -2,7 +2,7 @@
 
 Children are `python -m llmkit` with the environment that torchrun would give them, in a session of their own so that a
 terminal's Ctrl-C reaches them once, through us. They die with us (PR_SET_PDEATHSIG), we end them all when one dies, and
-the highest cause decides the exit status.
+what ended the first of them is told once, by us (`handover`), and decides the exit status.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from llmkit import handover
 from llmkit.errors import EnvironmentFailure
 
 _PARENT = "LLMKIT_PARENT_PID"
@@ -59,8 +62,20 @@ def launch(
 ) -> int:
     """Runs `python -m llmkit ARGUMENTS` as `num_processes` ranks and returns the exit status of the whole.
 
-    Raises EnvironmentFailure naming the rank when one dies of a signal that nobody sent through us.
+    Raises EnvironmentFailure naming the rank when one dies of a signal that nobody sent through us, and LlmkitError
+    with the message and status of the rank that failed first.
     """
+    with tempfile.TemporaryDirectory(prefix="llmkit-launch-") as left:
+        code = _run_ranks(arguments, num_processes, note, program, left)
+        told = handover.earliest(Path(left)) if code else None
+    if told is not None:
+        raise told
+    return code
+
+
+def _run_ranks(
+    arguments: Sequence[str], num_processes: int, note: Callable[[str], None], program: Sequence[str], left: str
+) -> int:
     port = _free_port()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = os.environ.get("OMP_NUM_THREADS", str(max(cores // num_processes, 1)))
@@ -76,6 +91,7 @@ def launch(
             "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": threads,
             _PARENT: str(os.getpid()),
+            handover.DIRECTORY: left,
         }
         command = [*program, *arguments]
         children.append(subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.DEVNULL))
@@ -101,7 +117,9 @@ def _wait(children: list[subprocess.Popen[bytes]], note: Callable[[str], None]) 
     old = {number: signal.signal(number, forward) for number in stopping}
     try:
         while any(child.poll() is None for child in children):
-            failed = [rank for rank, child in enumerate(children) if child.poll() not in (None, 0)]
+            codes = [child.poll() for child in children]
+            failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
+            failed.sort(key=lambda rank: codes[rank] or 0)  # a killed one first: the others failed of its loss
             if failed:
                 return _end_all(children, failed[0], bool(forwarded), note)
             time.sleep(0.05)

@@ -1,0 +1,73 @@
+"""tokenizer.json as the two libraries that encode have it, parsed once for the same bytes.
+
+Parsing a vocabulary takes as long as preparing some megabytes of text, and one preparation asks for it again and again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llmkit.errors import ModelError
+
+MAX_KEPT = 6
+
+_digests: dict[tuple[int, ...], str] = {}
+_kept: dict[tuple[str, str], Any] = {}
+
+
+def read_core(directory: Path, *, literal: bool = True) -> Any:
+    """The `tokenizers.Tokenizer` of a directory, without the truncation and padding that some files carry. Shared.
+
+    `literal`: special tokens in a text are read as text. Raises ModelError.
+    """
+    from tokenizers import Tokenizer
+
+    path = directory / "tokenizer.json"
+
+    def read() -> Any:
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises a bare Exception for any defect of the file
+            raise ModelError(f"cannot read {path}: {error}") from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = literal
+        return tokenizer
+
+    return _keep("literal" if literal else "parsing", path, read)
+
+
+def read_fast(directory: Path) -> Any:
+    """The same as gigatoken has it. Raises what gigatoken raises, ImportError where it is not installed."""
+    import gigatoken
+
+    path = directory / "tokenizer.json"
+    return _keep("gigatoken", path, lambda: gigatoken.Tokenizer.from_json(path.read_text(encoding="utf-8")))
+
+
+def num_ids(directory: Path) -> int:
+    """One more than the largest id of the vocabulary."""
+    core = read_core(directory)
+    size: int = _keep("size", directory / "tokenizer.json", lambda: max(core.get_vocab(True).values()) + 1)
+    return size
+
+
+def _keep(kind: str, path: Path, make: Callable[[], Any]) -> Any:
+    """What `make` gives, made once for the bytes of this file."""
+    try:
+        status = path.stat()
+        state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if state not in _digests:
+            _digests[state] = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    key = (kind, _digests[state])
+    if key not in _kept:
+        made = make()
+        while len(_kept) >= MAX_KEPT:
+            _kept.pop(next(iter(_kept)), None)
+        _kept[key] = made
+    return _kept[key]
