@@ -83,16 +83,18 @@ def fingerprint_of(recipe: Recipe) -> Fingerprint:
 
 
 def check_sources(recipe: Recipe, recorded: dict[str, str], run: Path) -> None:
-    """Raises DataError naming the sources whose content is no longer what a run recorded (`Prepared.sources`)."""
+    """Raises DataError naming the source whose content is not what a run recorded (`Prepared.sources`, in order)."""
     from llmkit.tasks import role_spec
 
     roles = role_spec(recipe.task)
     for group in GROUPS:
+        old = [(name, content) for name, content in recorded.items() if name.startswith(f"{group}: ")]
         for source in resolve_sources(getattr(recipe.data, group), roles, split=group):
-            name = f"{group}: {source.id}"
-            if name in recorded and recorded[name] != source_hash(source):
+            if source.index < len(old) and old[source.index][1] != source_hash(source):
+                known = old[source.index][0] == f"{group}: {source.id}"
+                what = f"the content of {source.id} has changed since" if known else f"{source.id} is not what"
                 raise DataError(
-                    f"the content of {source.id} has changed since the run in {run} began; restore it, choose another "
+                    f"{what} the run in {run} began{'' if known else ' with'}; restore it, choose another "
                     "output_dir, or start afresh with --overwrite",
                     key=f"data.{group}.{source.index}",
                 )

@@ -23,6 +23,8 @@ from llmkit.manifest import read_manifest
 
 POLL_SECONDS = 0.5
 HINT = "delete the directory and run preprocess again"
+PROVED_BYTES = 4_000_000_000
+"""Up to this a prepared dataset is read and proven before each use: some seconds."""
 
 
 @dataclass
@@ -95,6 +97,15 @@ def verify_prepared(directory: Path, blocks: bool = True) -> None:
                     raise DataError(f"{path} is damaged: {error}; {HINT}") from None
                 if len(index.lengths) != shard["rows"]:
                     raise DataError(f"{path} is damaged: {len(index.lengths):,} rows, not {shard['rows']:,}; {HINT}")
+
+
+def prove_before_use(directory: Path, note: Callable[[str], None]) -> None:
+    """`verify_prepared`, but for datasets so large that reading them once would be a wait: those are only named."""
+    size = sum(entry["bytes"] for entry in _check_manifest(directory)["files"].values())
+    if size <= PROVED_BYTES:
+        verify_prepared(directory)
+    else:
+        note(f"{size:,} bytes of prepared data are taken as they are; `llmkit verify {directory}` proves them")
 
 
 def _check_bytes(path: Path, entry: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmkit.data.examples import Ragged
-from llmkit.data.tokenizer_core import num_ids, read_core, read_fast
+from llmkit.data.tokenizer_core import num_ids, read_core, read_fast, read_literal
 from llmkit.data.tokenizer_files import import_tokenizer, tokenizer_source
 from llmkit.data.tokenizer_train import train_tokenizer
 from llmkit.errors import ModelError
@@ -148,8 +148,9 @@ class BatchEncoder:
 
     def _prepare(self) -> None:
         if self._slow is None:
-            self._slow = read_core(self.directory, literal=not self.parse_special)
-            contents = [token.content for token in self._slow.get_added_tokens_decoder().values() if token.special]
+            core = read_core(self.directory, literal=not self.parse_special)
+            self._slow = core if self.parse_special else read_literal(self.directory)
+            contents = [token.content for token in core.get_added_tokens_decoder().values() if token.special]
             if contents and not self.parse_special:
                 longest_first = sorted(contents, key=len, reverse=True)
                 self._special = re.compile("|".join(re.escape(content) for content in longest_first))

@@ -1,8 +1,7 @@
 """Byte-level BPE: lossless, 256 bytes at the bottom, GPT-2's splitting rule, merges learned by `tokenizers`.
 
-Plain BPE leaves rarer CJK characters (three bytes each) in single bytes although their number is small. So the
-characters
-that cover nearly all CJK text of the sample get merges of their own, after the learned ones.
+Plain BPE leaves rarer CJK characters (three bytes each) in single bytes although their number is small. So those that
+cover nearly all CJK text of the sample get merges of their own, after the learned ones.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from llmkit.data.text import CJK_RANGES
 
-COVERAGE = 0.999
-"""Share of the CJK characters of the sample, by occurrence, that should be whole tokens."""
+COVERAGE = 0.998
+"""Share of the CJK characters of the sample, by occurrence, that should be whole tokens. At 8,000 entries a novel then
+takes 0.6% more tokens than plain BPE gives, and 1.0% of them are parts of characters instead of 3.3%."""
 RESERVE = 0.4
 """At most this share of the vocabulary goes to such merges."""
 

@@ -6,6 +6,7 @@ Parsing a vocabulary takes as long as preparing some megabytes of text, and one 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from llmkit.errors import ModelError
 
 MAX_KEPT = 6
+UNSPELLED = "\U0010ffff"
+"""A noncharacter, which no text holds."""
 
 _digests: dict[tuple[int, ...], str] = {}
 _kept: dict[tuple[str, str], Any] = {}
@@ -21,7 +24,7 @@ _kept: dict[tuple[str, str], Any] = {}
 def read_core(directory: Path, *, literal: bool = True) -> Any:
     """The `tokenizers.Tokenizer` of a directory, without the truncation and padding that some files carry. Shared.
 
-    `literal`: special tokens in a text are read as text. Raises ModelError.
+    `literal`: special tokens in a text are not looked for. Raises ModelError.
     """
     from tokenizers import Tokenizer
 
@@ -38,6 +41,28 @@ def read_core(directory: Path, *, literal: bool = True) -> Any:
         return tokenizer
 
     return _keep("literal" if literal else "parsing", path, read)
+
+
+def read_literal(directory: Path) -> Any:
+    """What encodes documents: special tokens that a text spells stay text. Its ids are right, its own names may not be.
+
+    A Unigram vocabulary lists its special tokens as pieces, and the model would find them in a text like any other.
+    """
+    from tokenizers.models import Unigram
+
+    core = read_core(directory)
+    added = core.get_added_tokens_decoder().values()
+    if not isinstance(core.model, Unigram) or not all(token.special for token in added):
+        return core
+    special = {token.content for token in added}
+
+    def read() -> Any:
+        state = json.loads(core.to_str())
+        vocab = state["model"]["vocab"]
+        state["model"]["vocab"] = [[UNSPELLED + piece if piece in special else piece, score] for piece, score in vocab]
+        return type(core).from_str(json.dumps({**state, "added_tokens": [], "post_processor": None}))
+
+    return _keep("unspelled", directory / "tokenizer.json", read)
 
 
 def read_fast(directory: Path) -> Any:

@@ -30,7 +30,7 @@ from llmkit.files import environment_errors, fsync_directory, read_json, sync
 from llmkit.recipe.sections import Recipe
 from llmkit.report.console import Console
 
-VERSION = 1
+VERSION = 2
 """Counted up when training gives another tokenizer from the same sample."""
 SAMPLE_BYTES = {
     "bpe": 64 * 2**20,

@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.data import prepare
 from llmkit.data.prepare import Prepared
+from llmkit.data.prepared import prove_before_use
 from llmkit.errors import ConditionFailed, DataError
 from llmkit.evaluate import results
 from llmkit.evaluate.conditions import failures, parse_conditions
-from llmkit.evaluate.runmodel import locate_model, model_section, model_sha256, prove, tokenizer_sha256
+from llmkit.evaluate.runmodel import (
+    fingerprint_of_run,
+    locate_model,
+    model_section,
+    model_sha256,
+    prove,
+    tokenizer_sha256,
+)
 from llmkit.metrics.table import TASK_METRICS
 from llmkit.options import Options
 from llmkit.recipe.sections import Recipe, SourceSection, TokenizerSection
@@ -55,6 +63,8 @@ def evaluate(recipe: Recipe, options: Options, console: Console) -> dict[str, An
     if where.rank:
         console.silence()
     prepared = _prepared(recipe, place, options, console)
+    if not where.rank:
+        prove_before_use(prepared.directory, console.note)
     scored = choose_split(recipe, prepared)
     found = _score(recipe, options, prepared, scored, place, console)
     if where.rank:
@@ -103,17 +113,19 @@ def choose_split(recipe: Recipe, prepared: Prepared) -> Scored:
 
 
 def _prepared(recipe: Recipe, place: Path | str, options: Options, console: Console) -> Prepared:
-    """The recipe's prepared data; encoded anew where --model names a model with another tokenizer."""
+    """The recipe's prepared data. Encoded anew with the model's own tokenizer where that is not the one of the data:
+    --model names another model, or the data has changed since the run and would get another trained tokenizer."""
     prepared = prepare.load(recipe)
-    if options.model is not None:
-        if prepared is not None and isinstance(place, Path):
-            own = tokenizer_sha256(place)
-            if own is not None and own == tokenizer_sha256(prepared.tokenizer_dir):
-                return prepared
-        model = model_section(recipe, place)
-        recipe = recipe.model_copy(update={"model": model, "tokenizer": TokenizerSection(name_or_path=str(place))})
-        prepared = prepare.load(recipe)
-    return prepared if prepared is not None else prepare.prepare(recipe, console)
+    own = tokenizer_sha256(place) if isinstance(place, Path) else None
+    if prepared is not None and own == tokenizer_sha256(prepared.tokenizer_dir):
+        return prepared
+    if prepared is None and options.model is None:
+        digest = prepare.fingerprint_of(recipe).digest
+        if own is None or digest == fingerprint_of_run(Path(recipe.output_dir)):
+            return prepare.prepare(recipe, console)
+    model = model_section(recipe, place)
+    recipe = recipe.model_copy(update={"model": model, "tokenizer": TokenizerSection(name_or_path=str(place))})
+    return prepare.load(recipe) or prepare.prepare(recipe, console)
 
 
 def _score(

@@ -48,13 +48,20 @@ def locate_model(recipe: Recipe, options: Options) -> Path | str:
 
 def _status(run: Path) -> str | None:
     """`status` of a run.json: completed, running, stopped, failed; None where there is none."""
-    if not run.is_file():
-        return None
+    return (_field(run, "status") or "damaged") if run.is_file() else None
+
+
+def fingerprint_of_run(output_dir: Path) -> str | None:
+    """The fingerprint of the data that the run in a directory was trained on; None where that is not known."""
+    return _field(output_dir / "run.json", "data_fingerprint")
+
+
+def _field(run: Path, name: str) -> str | None:
     try:
-        found = json.loads(run.read_text(encoding="utf-8"))["status"]
+        found = json.loads(run.read_text(encoding="utf-8"))[name]
     except (OSError, ValueError, KeyError, TypeError):
-        return "damaged"
-    return str(found)
+        return None
+    return None if found is None else str(found)
 
 
 def _named(name: str) -> Path | str:

@@ -21,7 +21,6 @@ from llmkit.models.source import (
     POSITION_KEYS,
     ModelSource,
     check_remote_code,
-    is_hub_id,
     locate,
     max_length,
     model_limit,
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["is_hub_id", "load_model", "locate", "max_length", "model_limit", "quiet", "read_config"]
+__all__ = ["load_model", "locate", "max_length", "model_limit", "quiet", "read_config"]
 
 _DROPOUT = re.compile(r"^(?!classifier|summary|final_dropout|layer).*(dropout|pdrop)(_prob|_rate|_ratio)?$")
 """Config keys of dropout inside a language model; not those of classification heads, nor of whole layers."""
@@ -210,7 +209,9 @@ def _from_config(config: PreTrainedConfig, section: ModelSection, dtype: torch.d
     try:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=_attention(section))
     except Exception as error:
-        raise RecipeError(f"{config.model_type}: {_first_line(error)}", key="model.config") from error
+        asked = section.attn_implementation not in (None, "auto") and "ttention" in str(error)
+        key = "model.attn_implementation" if asked else "model.config"
+        raise RecipeError(f"{config.model_type}: {_first_line(error)}", key=key) from error
     return model  # type: ignore[no-any-return]
 
 

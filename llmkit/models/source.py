@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.errors import ModelError, RecipeError
+from llmkit.recipe.paths import HUB, is_hub_id
 from llmkit.recipe.sections import ModelSection, Recipe
 
 DEFAULT_MAX_LENGTH = 1024
 POSITION_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 """How configs call the longest sequence they are made for."""
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -31,27 +31,19 @@ class ModelSource:
 
 def locate(name: str, *, revision: str | None = None, key: str = "model.name_or_path") -> ModelSource:
     """Looks on disk first: a path that does not exist must not be taken for a Hub id. Raises ModelError."""
-    if name.startswith("hf://"):
-        return ModelSource(name.removeprefix("hf://"), False, revision)
+    if name.startswith(HUB):
+        return ModelSource(name.removeprefix(HUB), False, revision)
     path = Path(name)
     if path.is_dir():
         return ModelSource(str(path), True)
     if path.exists():
         raise ModelError(f"{name} is a file; a model directory (config.json, *.safetensors) was expected", key=key)
-    if _HUB_ID.fullmatch(name) and not path.parent.exists():
+    if is_hub_id(name):
         return ModelSource(name, False, revision)
     near = _nearest_path(path)
     hint = f"; did you mean {near}?" if near else ""
     hub = "" if path.is_absolute() or name.count("/") > 1 else f" (a model of the Hub is written hf://{name})"
     raise ModelError(f"there is no model directory {name}{hint}{hub}", key=key)
-
-
-def is_hub_id(name: str) -> bool:
-    """True where `name` is to be fetched from the Hub; never raises."""
-    path = Path(name)
-    return name.startswith("hf://") or (
-        not path.exists() and _HUB_ID.fullmatch(name) is not None and not path.parent.exists()
-    )
 
 
 def check_remote_code(section: ModelSection, *, allowed: bool) -> bool:

@@ -84,6 +84,8 @@ def explain(root: Node, errors: Iterable[Any]) -> list[RecipeError]:
         if kind == "extra_forbidden":
             message = _unknown_key(path, parents[-2] if len(parents) > 1 else parents[-1])
         elif kind == "missing":
+            if path and parents[-1][0].is_null:  # `output_dir: null` is walked to, and yet is missing
+                path, options = path[:-1], parents[-2][1]
             key, message = _missing(root, path, str(error["loc"][-1]), options)
         elif kind.startswith("union_tag"):
             key, message = _wrong_tag(path, parents[-1][0], options)

@@ -10,7 +10,7 @@ import datetime
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from llmkit.errors import CheckpointError, EnvironmentFailure, RecipeError
 from llmkit.models import source as model_source
 from llmkit.recipe.sections import Recipe
 from llmkit.tasks.base import Plan, Task
-from llmkit.train import hardware, optim
+from llmkit.train import hardware, micro_batch, optim
 from llmkit.train.feed import Calendar, Feed, Layout, calendar
 from llmkit.train.schedules import Schedule, whole_steps
 
@@ -98,8 +98,9 @@ def batch_layout(recipe: Recipe, world_size: int, max_length: int, device_type: 
         raise RecipeError(f"{section.global_batch_size} is no multiple of {size}", key="training.global_batch_size")
     if asked is not None:
         return section.global_batch_size, asked
-    micro = hardware.choose_micro_batch(samples_per_rank=per_rank, max_length=max_length, device_type=device_type)
-    return section.global_batch_size, micro
+    if device_type == "cuda":
+        return section.global_batch_size, per_rank  # as far as it fits: `micro_batch.choose`
+    return section.global_batch_size, hardware.choose_micro_batch(samples_per_rank=per_rank, max_length=max_length)
 
 
 def resolve_choices(
@@ -163,37 +164,53 @@ def build(
         accelerator=accelerator,
         kept=kept,
     )
+    autocast = autocast_of(choices.mixed_precision, accelerator.device)
+    given = recipe.training.per_device_train_batch_size is not None
+    if accelerator.device.type == "cuda" and not given and not kept:
+        found = micro_batch.choose(
+            module,
+            task,
+            plan,
+            samples_per_rank=choices.per_device_train_batch_size,
+            seed=recipe.seed,
+            accelerator=accelerator,
+            autocast=autocast,
+        )
+        choices = replace(choices, per_device_train_batch_size=found)
     optimizers = optim.build_optimizers(module, recipe.training)
-    fixed = (
-        (choices.per_device_train_batch_size, choices.max_length) if choices.torch_compile and choices.packing else None
-    )
+    size = choices.per_device_train_batch_size
+    fixed = (size, choices.max_length) if choices.torch_compile and choices.packing else None
     layout = Layout(
         days.global_batch,
-        choices.per_device_train_batch_size,
+        size,
         accelerator.process_index,
         accelerator.num_processes,
         fixed,
-    )
-    assert recipe.training.learning_rate is not None and recipe.training.lr_scheduler_type is not None
-    schedule = Schedule(
-        recipe.training.lr_scheduler_type,
-        recipe.training.learning_rate,
-        choices.total_steps,
-        choices.warmup_steps,
-        recipe.training.min_lr_ratio or 0.0,
     )
     return Parts(
         task=task,
         module=module,
         wrapped=wrap(module, accelerator, choices, recipe.training.torch_compile == "auto"),
         optimizers=optimizers,
-        schedule=schedule,
+        schedule=schedule_of(recipe, choices),
         plan=plan,
         calendar=days,
         feed=Feed(task, plan, days, layout, seed=recipe.seed, device=accelerator.device),
         choices=choices,
-        autocast=autocast_of(choices.mixed_precision, accelerator.device),
+        autocast=autocast,
         num_parameters=num_parameters,
+    )
+
+
+def schedule_of(recipe: Recipe, choices: Choices) -> Schedule:
+    section = recipe.training
+    assert section.learning_rate is not None and section.lr_scheduler_type is not None
+    return Schedule(
+        section.lr_scheduler_type,
+        section.learning_rate,
+        choices.total_steps,
+        choices.warmup_steps,
+        section.min_lr_ratio or 0.0,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from llmkit.data import prepare
 from llmkit.data.prepare import Prepared
+from llmkit.data.prepared import prove_before_use
 from llmkit.errors import DataError, LlmkitError
 from llmkit.files import read_json
 from llmkit.options import Options
@@ -96,6 +97,7 @@ def _lead(
         stop.saved = any(directory.checkpoints.glob("step-*"))
     try:
         prepared = prepare.prepare(recipe, console)
+        prove_before_use(prepared.directory, console.note)
         directory.check_data(prepared.fingerprint, prepared.sources)
         results = _train(recipe, options, console, prepared, existing, directory, stop)
     except BaseException as error:

@@ -78,9 +78,7 @@ def choose_compile(asked: bool | str | None, *, operations: float, packed: bool,
     return compiler is not None and operations > COMPILE_PAYS_AFTER["cpu"] * torch.get_num_threads()
 
 
-def choose_micro_batch(*, samples_per_rank: int, max_length: int, device_type: str) -> int:
-    """Samples of a process's micro-batch on a CPU; a GPU starts from all of them and halves when it runs out."""
-    if device_type == "cuda":
-        return samples_per_rank
+def choose_micro_batch(*, samples_per_rank: int, max_length: int) -> int:
+    """Samples of a process's micro-batch on a CPU, where memory is not what limits it."""
     limit = max(CPU_MICRO_BATCH_TOKENS // max_length, 1)
     return max(size for size in range(1, samples_per_rank + 1) if samples_per_rank % size == 0 and size <= limit)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -12,26 +11,18 @@ from llmkit.data.shards import Split
 from llmkit.evaluate.split import evaluate_split
 from llmkit.recipe.sections import Recipe
 from llmkit.train.build import Parts
+from llmkit.train.micro_batch import backward, longest_batch
 
 
 def longest_step(recipe: Recipe, parts: Parts, accelerator: Accelerator) -> float:
     """Seconds of a whole step as estimated from its longest micro-batch, which is trained on twice."""
-    available = parts.plan.num_samples(0)
-    indices = np.arange(available)
-    lengths = parts.plan.lengths(0, indices)
     micro = parts.choices.per_device_train_batch_size
-    longest = indices[np.argsort(-lengths, kind="stable")][:micro]
-    samples = parts.plan.samples(0, longest)
-    batch = parts.task.collate(samples, seed=recipe.seed, step=0)
-    batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
-    counts = parts.task.counts(batch)
+    batch = longest_batch(parts.task, parts.plan, micro, seed=recipe.seed, device=accelerator.device)
     parts.module.train()
     seconds = 0.0
     for _ in range(2):  # the first warms up
         started = time.perf_counter()
-        with parts.autocast():
-            losses = parts.module(batch)
-        torch.stack([losses[k].sum() / max(counts[k], 1) for k in losses]).sum().backward()
+        backward(parts.module, parts.task, batch, parts.autocast)
         for optimizer in parts.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -11,12 +11,8 @@ from llmkit.train import hardware
     [(8, 256, 8), (32, 256, 16), (24, 256, 12), (7, 2048, 1), (6, 1024, 3), (5, 8192, 1), (9, 1000, 3)],
 )
 def test_micro_batch_divides_and_keeps_to_the_token_budget(samples, length, expected):
-    micro = hardware.choose_micro_batch(samples_per_rank=samples, max_length=length, device_type="cpu")
+    micro = hardware.choose_micro_batch(samples_per_rank=samples, max_length=length)
     assert micro == expected and samples % micro == 0
-
-
-def test_a_gpu_starts_from_the_whole_batch():
-    assert hardware.choose_micro_batch(samples_per_rank=24, max_length=8192, device_type="cuda") == 24
 
 
 def test_precision_on_a_cpu_is_float32_unless_asked():
