@@ -21,7 +21,7 @@ HOLD_SECONDS = 5.0
 
 
 def leave(error: LlmkitError) -> bool:
-    """In a child of `--num-processes`: leaves the message for the parent. False where there is none to leave it with."""
+    """In a child of `--num-processes`: leaves the message for the parent. False where there is none."""
     directory = os.environ.get(DIRECTORY)
     if directory is None:
         return False

@@ -80,7 +80,7 @@ def failure(error: BaseException, console: Console) -> int:
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, BrokenPipeError):
         return BROKEN_PIPE
-    told = _as_told(error)
+    told = as_told(error)
     if told.message and not handover.leave(told):
         rank = int(os.environ.get("RANK", "0") or 0)
         if rank and told.code == "stopped":
@@ -105,10 +105,12 @@ def _print_error(error: LlmkitError, console: Console) -> None:
         console.fail(f"cannot write the error to stdout: {broken.strerror}")
 
 
-def _as_told(error: BaseException) -> LlmkitError:
+def as_told(error: BaseException) -> LlmkitError:
     """Any exception as one of ours, with its message and status."""
     if isinstance(error, LlmkitError):
         return error
+    if isinstance(error, BrokenPipeError):
+        return _with_status(BROKEN_PIPE, "the reader of the output has gone", "stopped")
     if isinstance(error, (Interrupted, KeyboardInterrupt)):
         signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
         counted = signal.SIGTERM if signum == signal.SIGHUP else signum

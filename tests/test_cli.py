@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from llmkit import cli, errors
+from llmkit import cli, errors, handover
 from llmkit.options import Options
 from llmkit.outcome import Interrupted
 from llmkit.report.console import Console
@@ -179,6 +179,22 @@ def test_other_ranks_print_nothing(
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_rank_of_another_launcher_holds_back_and_then_names_itself(
+    recipe: Path, stub: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(handover, "hold_back", lambda: held.append(1))
+
+    def run(loaded: Any, options: Options, console: Console) -> dict[str, Any]:
+        raise errors.DataError("bad", file="a.txt")
+
+    stub(run)
+    assert cli.run(["pretrain", str(recipe), "--json"]) == 3
+    assert capsys.readouterr() == ("", "rank 1: a.txt: bad\n")
+    assert held == [1]
+
+
 @pytest.mark.parametrize(
     ("error", "status", "expected"),
     [
@@ -277,6 +293,25 @@ def test_a_closed_pipe_is_quiet() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=True, timeout=60)
     assert len(done.stdout) == 10
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("arguments", [["schema"], ["--help"], ["pretrain", "no_such.yaml", "--json"]])
+def test_a_pipe_closed_from_the_start(arguments: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "llmkit", *arguments],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        timeout=60,
+    )
+    os.close(write)
+    told = "no_such.yaml" in arguments
+    assert done.returncode == (2 if told else 128 + signal.SIGPIPE)
+    assert len(done.stderr.splitlines()) == told
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

@@ -19,7 +19,7 @@ from llmkit.signals import stop_on_signal
 DRY_RUN_ROWS = 200
 """Rows of each source that a dry run looks at."""
 NUM_EXAMPLES = 3
-MAX_EXAMPLE_TOKENS = 200
+MAX_REASONS = 5
 
 
 def preprocess(recipe: Recipe, options: Options, console: Console) -> dict[str, Any]:
@@ -65,7 +65,10 @@ def _describe(prepared: Prepared, recipe: Recipe, console: Console, exact: bool)
     examples = describe_examples(prepared, recipe)
     report = {key: value for key, value in prepared.report.items() if key != "tally"}
     if not console.json:
-        basis = "the prepared dataset" if exact else f"the first {DRY_RUN_ROWS} rows of each source; nothing is written"
+        basis = "the prepared dataset"
+        if not exact:
+            trained = ", and a tokenizer trained on them alone" if recipe.tokenizer.train is not None else ""
+            basis = f"the first {DRY_RUN_ROWS} rows of each source{trained}; nothing is written"
         lines = [f"from {basis}", *summary(prepared)]
         console.result("\n".join([*lines, *example_lines(examples)]))
     return {"exact": exact, "examples": examples, **report}
@@ -114,18 +117,29 @@ def summary(prepared: Prepared) -> list[str]:
     for step in report["clean"]:
         counted = f"{step['documents_in']:,} in, {step['documents_changed']:,} changed"
         lines.append(f"  {step['split']} {step['step']}: {counted}, {step['documents_dropped']:,} dropped")
+    for reason, count in list(report["rejected"].items())[:MAX_REASONS]:
+        lines.append(f"  not used: {count:,} x {reason}")
     for name, split in report["splits"].items():
-        labels = split.get("labels") or {}
-        share = labels.get("supervised_share")
-        supervised = f", {100 * share:.1f}% supervised" if share is not None and labels.get("masked") else ""
         size = f"{split['rows']:,} rows, {split['tokens']:,} tokens, {split['bytes']:,} bytes"
-        lines.append(f"  {name}: {size}{supervised}")
+        lines.append(f"  {name}: {size}{_labels(split['labels'])}")
     tokenizer = report["tokenizer"]
     lines.append(f"  tokenizer: {tokenizer['vocab_size']:,} tokens, {tokenizer['engine']['engine']}")
     for script, fit in tokenizer["fit"].items():
         rates = f"{100 * fit['unknown_rate']:.2f}% unknown, {100 * fit['single_byte_rate']:.2f}% parts of characters"
         lines.append(f"    {SCRIPTS[script]}: {fit['tokens_per_character']:.3f} tokens a character, {rates}")
     return lines
+
+
+def _labels(audit: dict[str, Any]) -> str:
+    """What is taught, where that is not everything; and what a model would miss."""
+    found = []
+    if audit["masked"] and audit["supervised_share"] is not None:
+        found.append(f"{100 * audit['supervised_share']:.1f}% supervised")
+    if audit["zero_label_rows"]:
+        found.append(f"{audit['zero_label_rows']:,} rows teach nothing")
+    if audit["ends_supervised_share"] is not None and audit["ends_supervised_share"] < 1:
+        found.append(f"{100 * (1 - audit['ends_supervised_share']):.1f}% do not end in a stop token")
+    return "".join(f", {one}" for one in found)
 
 
 LOST = {"bad": "bad", "cleaned_away": "cleaned away", "encoder_rejected": "not encoded", "truncated": "truncated"}

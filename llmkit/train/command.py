@@ -17,6 +17,7 @@ from llmkit.data.prepared import prove_before_use
 from llmkit.errors import DataError, LlmkitError
 from llmkit.files import read_json
 from llmkit.options import Options
+from llmkit.outcome import as_told
 from llmkit.recipe import identity as identities
 from llmkit.recipe.resolve import dump
 from llmkit.recipe.sections import Recipe
@@ -61,7 +62,7 @@ def _launch(recipe: Recipe, options: Options, console: Console) -> int:
 
 
 def _record_loss(directory: RunDirectory, error: LlmkitError) -> None:
-    """A killed rank could not say in run.json how it ended, and rank 0 knew no more of another than that it was gone."""
+    """A killed rank could not say in run.json how it ended; of another rank, rank 0 knew only that it was gone."""
     directory.record = inspect(directory.path).record
     if directory.record.get("status") in ("running", "failed"):
         directory.finish("failed", error.status, str(error))
@@ -147,10 +148,8 @@ def _record_failure(directory: RunDirectory, error: BaseException) -> None:
     """run.json says how it ended; where even that cannot be written, the message on the terminal still does."""
     if not directory.started:
         return
-    status = error.status if isinstance(error, LlmkitError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+    told = as_told(error)
     try:
-        directory.finish(
-            "stopped" if status in (75, 130, 143) else "failed", status, str(error) or type(error).__name__
-        )
+        directory.finish("stopped" if told.code == "stopped" else "failed", told.status, str(told))
     except LlmkitError:
         return

@@ -182,7 +182,7 @@ def test_squad(tmp_path: Path) -> None:
 
 def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmkit.data.readers.tables._FIRST", 3)
-    rows = [{"text": f"文{i}", "n": i, "nested": {"body": f"b{i}"}} for i in range(500)]
+    rows = [{"text": f"文{i}" * (1 + i % 9), "n": i, "nested": {"body": f"b{i}"}} for i in range(500)]
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=64)
     batches = read_all(path, batch_bytes=1000)
@@ -197,7 +197,7 @@ def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_arrow_file_and_stream(tmp_path: Path) -> None:
-    table = pa.table({"text": [f"文{i}" for i in range(300)], "n": range(300)})
+    table = pa.table({"text": [f"文{i}" * (1 + i % 9) for i in range(300)], "n": range(300)})
     with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=50)
     with pa.OSFile(str(tmp_path / "b.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:

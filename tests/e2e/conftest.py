@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import BytesIO, TextIOWrapper
@@ -19,7 +20,7 @@ import pytest
 from llmkit import cli
 
 ROOT = Path(__file__).parents[2]
-WORDS = "the quick brown fox jumps over a lazy dog while seven green cats sleep near rivers of snow".split()
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "seven", "green", "cats", "sleep", "near"]
 CHARACTERS = "今天天气很好我们去公园玩昨天下雨了他在家看书中文数据模型学习语言"
 
 
@@ -54,12 +55,14 @@ class Place:
 
     directory: Path
 
-    def run(self, command: str, recipe: str = "recipe.yaml", *arguments: str, sets: dict[str, Any] | None = None) -> Ended:
+    def run(
+        self, command: str, recipe: str = "recipe.yaml", *arguments: str, sets: dict[str, Any] | None = None
+    ) -> Ended:
         """`llmkit COMMAND RECIPE ARGUMENTS --set ...` in this process."""
         streams = [TextIOWrapper(BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
         with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
             status = cli.run([command, recipe, *arguments, *settings(sets)])
-        out, err = (stream.buffer.getvalue().decode() for stream in streams)  # type: ignore[attr-defined]
+        out, err = (stream.buffer.getvalue().decode() for stream in streams)
         return Ended(status, out, err)
 
     def start(self, *arguments: str, sets: dict[str, Any] | None = None, **options: Any) -> Ended:
@@ -153,14 +156,12 @@ def trained_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def trained(trained_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def trained(trained_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """A copy of the finished run: a moved directory still matches."""
-    import shutil
-
     directory = tmp_path / "moved"
     shutil.copytree(trained_directory, directory)
     monkeypatch.chdir(directory)
-    yield Place(directory)
+    return Place(directory)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from llmkit.errors import EnvironmentFailure
+from llmkit.errors import EnvironmentFailure, LlmkitError
 from llmkit.train.launch import launch
 
 RANK = "import os, sys, time; rank = int(os.environ['RANK']); "
@@ -84,3 +84,26 @@ def test_a_signal_to_the_parent_reaches_every_rank(tmp_path):
         time.sleep(0.05)
     process.terminate()
     assert process.wait(timeout=20) == 75
+
+
+TELL = "from llmkit import errors, handover; handover.leave(errors.RecipeError('bad', key='k')"
+
+
+def told(code):
+    with pytest.raises(LlmkitError) as raised:
+        run(RANK + code, num_processes=2)
+    return raised.value
+
+
+def test_a_mistake_of_every_rank_is_told_once():
+    error = told(TELL + "); sys.exit(2)")
+    assert (str(error), error.status, error.code) == ("k: bad", 2, "recipe")
+
+
+def test_the_mistake_of_one_rank_names_it_and_beats_what_follows_from_it():
+    code = "from llmkit import errors, handover\n"
+    code += "time.sleep(0.0 if rank else 0.3)\n"
+    code += "e = errors.DataError('bad', file='f') if rank else errors.EnvironmentFailure('lost another process')\n"
+    code += "handover.leave(e); sys.exit(e.status)"
+    error = told(code)
+    assert (str(error), error.status) == ("f: rank 1: bad", 3)
