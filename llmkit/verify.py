@@ -59,7 +59,8 @@ def verify(path: Path, console: Console) -> dict[str, Any]:
     if not console.json:
         for thing in proof.things:
             console.note(f"{thing['kind']} {thing['path']}: {thing['files']:,} files, {thing['bytes']:,} bytes")
-        console.result(f"{path}: the {kind} is whole ({proof.files:,} files, {proof.bytes:,} bytes)")
+        verb = "are" if kind.endswith("s") else "is"
+        console.result(f"{path}: the {kind} {verb} whole ({proof.files:,} files, {proof.bytes:,} bytes)")
     return result
 
 

@@ -97,7 +97,8 @@ def _lead(
     if existing.found != "absent":
         stop.saved = any(directory.checkpoints.glob("step-*"))
     try:
-        prepared = prepare.prepare(recipe, console)
+        ours = launch.place().ours  # then the parent has prepared, and said so
+        prepared = (prepare.load(recipe) if ours else None) or prepare.prepare(recipe, console)
         prove_before_use(prepared.directory, console.note)
         directory.check_data(prepared.fingerprint, prepared.sources)
         results = _train(recipe, options, console, prepared, existing, directory, stop)

@@ -120,12 +120,9 @@ class Lock:
             self._close()
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise EnvironmentFailure(
-                    f"{directory} is in use by {self._holder()}; wait for it or choose another output_dir",
-                    file=str(directory),
+                    f"in use by {self._holder()}; wait for it or choose another output_dir", file=str(directory)
                 ) from None
-            raise EnvironmentFailure(
-                f"cannot lock {self.path}: {error.strerror or error}", file=str(self.path)
-            ) from error
+            raise EnvironmentFailure(f"cannot lock: {error.strerror or error}", file=str(self.path)) from error
         # A forked child (a data worker) must not keep the lock alive when its parent is killed.
         os.register_at_fork(after_in_child=self._close)
         content = {"pid": os.getpid(), "host": socket.gethostname(), "command": command, "started_at": now()}
