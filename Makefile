@@ -24,7 +24,7 @@ quickstart: install
 	run preprocess recipes/quickstart/pretrain.yaml; \
 	run pretrain recipes/quickstart/pretrain.yaml; \
 	run evaluate recipes/quickstart/pretrain.yaml; \
-	run generate recipes/quickstart/pretrain.yaml --prompt 'def fibonacci('; \
+	run generate recipes/quickstart/pretrain.yaml --prompt $$'class Queue:\n    def __init__(self'; \
 	run finetune recipes/quickstart/finetune.yaml; \
 	run evaluate recipes/quickstart/finetune.yaml; \
 	run generate recipes/quickstart/finetune.yaml --prompt $$'def is_empty(self):\n    """Return True if the queue is empty."""'; \

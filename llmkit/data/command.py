@@ -28,10 +28,16 @@ def preprocess(recipe: Recipe, options: Options, console: Console) -> dict[str, 
 
     Raises DataError, ModelError, RecipeError, EnvironmentFailure; Stopped on SIGTERM, SIGINT and SIGHUP.
     """
+    if options.num_processes is not None:
+        recipe = recipe.model_copy(
+            update={"data": recipe.data.model_copy(update={"num_workers": options.num_processes})}
+        )
     if options.dry_run:
         return _dry_run(recipe, console)
     started = time.perf_counter()
     with stop_on_signal():
+        if options.overwrite:
+            preparation.discard(recipe, console)
         prepared = preparation.prepare(recipe, console)
     seconds = time.perf_counter() - started
     report = {key: value for key, value in prepared.report.items() if key != "tally"}

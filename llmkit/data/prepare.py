@@ -150,6 +150,20 @@ def _check_place(prepared_dir: Path) -> None:
     raise EnvironmentFailure(f"cannot write {prepared_dir}: {reason}")
 
 
+def discard(recipe: Recipe, console: Console) -> None:
+    """Deletes the recipe's own prepared dataset, to be made anew; one outside output_dir may be shared and stays."""
+    wanted = request(recipe)
+    if not wanted.prepared_dir.absolute().is_relative_to(Path(recipe.output_dir).absolute()):
+        console.note(f"{wanted.prepared_dir} lies outside output_dir and stays as it is")
+        return
+    lock = wanted.prepared_dir / f".{wanted.directory.name}.lock"
+    with preparation_lock(lock, lambda holder: console.note(f"waiting for {holder}, which prepares this dataset")):
+        # the manifest goes first: a kill in between leaves nothing that looks published
+        (wanted.directory / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(wanted.directory, ignore_errors=True)
+        shutil.rmtree(wanted.prepared_dir / f".partial-{wanted.directory.name}", ignore_errors=True)
+
+
 def _checked(prepared: Prepared, recipe: Recipe) -> Prepared:
     """What a published dataset may still fail by keys that are no part of its identity."""
     pipeline.check_bad(prepared.report["tally"], recipe.data.max_bad_fraction)

@@ -11,6 +11,7 @@ import platform
 import resource
 import shutil
 import time
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -53,7 +54,11 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: of the GPU where there is one, else of this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:  # ru_maxrss begins with the peak of the process that started this one
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def choose_precision(asked: str | None, device_type: str) -> Literal["no", "bf16", "fp16"]:

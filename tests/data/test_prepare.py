@@ -111,6 +111,14 @@ def test_published_data_is_used_again(tmp_path: Path, corpus: Path) -> None:
     assert (first.directory / "manifest.json").stat().st_mtime_ns == before
 
 
+def test_overwrite_makes_its_own_dataset_anew_and_spares_a_shared_one(tmp_path: Path, corpus: Path) -> None:
+    for data, spared in (({}, False), ({"prepared_dir": str(tmp_path / "shared")}, True)):
+        recipe = recipe_for(tmp_path, corpus, **data)
+        directory = prepare(recipe, Console()).directory
+        preparation.discard(recipe, Console())
+        assert directory.exists() == spared and (load(recipe) is not None) == spared
+
+
 def test_fingerprint_is_of_content_not_of_place(tmp_path: Path, corpus: Path) -> None:
     moved = tmp_path / "elsewhere" / "b.jsonl"
     moved.parent.mkdir()

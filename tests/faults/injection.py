@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 CALLS = ("open", "mkdir", "write", "fsync", "rename", "replace", "unlink", "rmdir")
 """Everything in a save that changes the disk. `os.open` counts only where it creates."""
@@ -84,16 +87,32 @@ def _half(real: Callable[..., Any], args: tuple[Any, ...]) -> None:
         real(args[0], view[: len(view) // 2])
 
 
+FORK_SECONDS = 60.0
+
+
 def in_fork(work: Callable[[], object]) -> int:
-    """Runs `work` in a forked child; returns its wait status as `os.waitstatus_to_exitcode` gives it (-9: killed)."""
+    """Runs `work` in a forked child; returns its wait status as `os.waitstatus_to_exitcode` gives it (-9: killed).
+
+    The child computes with one thread: the pool that OpenMP has in the parent does not exist after a fork, and a
+    parallel region would wait for it for ever. A child that hangs all the same is ended and fails its test.
+    """
     child = os.fork()
     if child == 0:
         status = 1
         try:
+            torch.set_num_threads(1)
             work()
             status = 0
         except BaseException:  # noqa: BLE001 - the child must never come back into the test runner
             traceback.print_exc()
         finally:
             os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    deadline = time.monotonic() + FORK_SECONDS
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise AssertionError(f"the forked child did not end within {FORK_SECONDS:.0f} s")

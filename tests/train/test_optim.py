@@ -29,7 +29,7 @@ def train(module, optimizers, steps):
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-    return float(loss)
+    return loss.item()
 
 
 def section(name, rate=1e-2):
@@ -39,10 +39,10 @@ def section(name, rate=1e-2):
 @pytest.mark.parametrize("name", LOCAL)
 def test_each_optimiser_learns_and_resumes_to_the_bit(name):
     whole = model()
-    before = float(loss_of(whole, torch.arange(7)))
+    before = loss_of(whole, torch.arange(7)).item()
     optimizers = optim.build_optimizers(whole, section(name))
     train(whole, optimizers, 8)
-    assert float(loss_of(whole, torch.arange(7))) < before
+    assert loss_of(whole, torch.arange(7)).item() < before
 
     first = model()
     optimizers = optim.build_optimizers(first, section(name))
