@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--compile", default="true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        ours(Path(scratch), -1, 1, "false")  # prepares the data and warms the file cache
+        ours(Path(scratch), -1, WARM_STEPS + 1, given.compile)  # prepares the data, fills the caches
         pairs = []
         for number in range(given.pairs):
             mine = ours(Path(scratch), number, given.steps, given.compile)

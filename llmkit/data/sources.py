@@ -156,7 +156,7 @@ def _check_used(section: SourceSection, files: tuple[SourceFile, ...], key: str)
 
 
 def read(
-    source: ResolvedSource, roles: RoleSpec, *, resume: dict[str, Any] | None = None, batch_bytes: int = 4_000_000
+    source: ResolvedSource, roles: RoleSpec, *, resume: dict[str, Any] | None = None, batch_bytes: int = 1_000_000
 ) -> Iterator[RecordBatch]:
     """The source's records, a batch of about `batch_bytes` of one file at a time.
 

@@ -41,7 +41,7 @@ SAMPLE_BYTES = {
 }
 JIEBA_BYTES = 4 * 2**20
 """jieba cuts about 0.3 MB a second."""
-PROOF_TEXTS, PROOF_BYTES = 200, 100_000
+PROOF_TEXTS, PROOF_BYTES = 200, 50_000
 """Of each source: what gigatoken is proven on."""
 
 
