@@ -10,7 +10,6 @@ from typing import Any
 from llmkit.data import prepare as preparation
 from llmkit.data.prepare import Prepared
 from llmkit.data.tokenizer import load_tokenizer
-from llmkit.data.view import spans
 from llmkit.options import Options
 from llmkit.recipe.sections import Recipe, SourceSection
 from llmkit.report.console import Console
@@ -85,7 +84,10 @@ def describe_examples(prepared: Prepared, recipe: Recipe) -> list[dict[str, Any]
     split = next((prepared.splits[name] for name in ("train", "validation", "test") if name in prepared.splits), None)
     if split is None:
         return []
+    from llmkit.tasks import encoder_for
+
     tokenizer = load_tokenizer(prepared.tokenizer_dir)
+    encoder = encoder_for(recipe, prepared.tokenizer_dir)
 
     def decode(ids: list[int]) -> str:
         text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -95,7 +97,7 @@ def describe_examples(prepared: Prepared, recipe: Recipe) -> list[dict[str, Any]
     for i in range(min(NUM_EXAMPLES, split.num_rows)):
         origin = split.origin(i)
         shown: list[dict[str, Any]] = []
-        for span in spans(split, i, decode):
+        for span in encoder.spans(split, i, decode):
             text = span.text if len(span.text) <= 1000 else span.text[:500] + " ... " + span.text[-500:]
             shown.append({"text": text, "supervised": span.is_supervised})
         place = {"file": origin["file"], "line": origin["line"]}

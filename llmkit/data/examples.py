@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from llmkit.data.records import RecordBatch
+
+if TYPE_CHECKING:
+    from llmkit.data.view import LabelAudit, Rows, Span
 
 IGNORE = -100
 """A label that is not supervised, as in transformers."""
@@ -46,9 +50,11 @@ class Encoder(Protocol):
     def identity(self) -> dict[str, Any]:
         """Everything the result depends on beside the records and the tokenizer; part of the data fingerprint."""
 
-    @property
-    def stop_ids(self) -> list[int]:
-        """The tokens that end a document or an answer, for the label audit."""
+    def audit(self, rows: Rows) -> LabelAudit:
+        """What is supervised in encoded rows, counted."""
+
+    def spans(self, rows: Rows, i: int, decode: Callable[[list[int]], str]) -> list[Span]:
+        """Row i for people: its text in stretches that are, and are not, supervised."""
 
     def encode(self, batch: RecordBatch) -> Encoded: ...
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from llmkit.data.process import INVALID, KEPT, Processed, Processor, select
 from llmkit.data.records import RecordBatch, Reject
-from llmkit.data.roles import EMPTY, RoleSpec
+from llmkit.data.roles import EMPTY
+from llmkit.data.rolespecs import RoleSpec
 from llmkit.data.shardfile import MAIN_STREAM, Rows
 from llmkit.data.sources import ResolvedSource, read
 from llmkit.data.store import Store

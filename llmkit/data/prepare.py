@@ -20,14 +20,13 @@ from llmkit.data.fingerprint import Fingerprint, explain_miss, fingerprint, sour
 from llmkit.data.prepared import Prepared, open_prepared, preparation_lock, verify_prepared
 from llmkit.data.process import Processor
 from llmkit.data.reporting import make_report
-from llmkit.data.roles import RoleSpec
+from llmkit.data.rolespecs import RoleSpec
 from llmkit.data.shardfile import token_dtype
 from llmkit.data.shards import Split
 from llmkit.data.sources import ResolvedSource, resolve_sources
 from llmkit.data.store import PROGRESS, SHARD_BYTES, Store
 from llmkit.data.tokenizer import BatchEncoder, read_special_ids
 from llmkit.data.tokenizer_make import make_tokenizer, single_byte_ids, tokenizer_identity, write_stand_in
-from llmkit.data.view import audit
 from llmkit.errors import DataError, EnvironmentFailure, Stopped
 from llmkit.files import dump_json, environment_errors, fsync_directory, read_json, sync
 from llmkit.manifest import MANIFEST, hash_file, seal
@@ -205,7 +204,7 @@ def _write(wanted: Request, partial: Path, encoder: Encoder, console: Console, s
     recipe = wanted.recipe
     ids = read_special_ids(partial / "tokenizer")
     vocabulary = pipeline.Vocabulary(ids.size, ids.unk, single_byte_ids(partial / "tokenizer", ids.size))
-    processor = Processor(recipe.data.clean, encoder, token_dtype(ids.size))
+    processor = Processor(recipe.data.clean, encoder, token_dtype(ids.size), wanted.roles.content_roles())
     dedup_steps = sum(step.step == "exact_dedup" for step in recipe.data.clean)
     plan = pipeline.Plan(
         wanted.groups, wanted.roles, recipe.data, processor, vocabulary, _workers(wanted, partial / "tokenizer")
@@ -217,9 +216,7 @@ def _write(wanted: Request, partial: Path, encoder: Encoder, console: Console, s
         pipeline.check_bad(store.tally, recipe.data.max_bad_fraction)
         _check_rows(wanted, store, console, total)
         splits = store.finish()
-        labels = {
-            name: audit(Split(partial / name, entry), encoder.stop_ids).as_json() for name, entry in splits.items()
-        }
+        labels = {name: encoder.audit(Split(partial / name, entry)).as_json() for name, entry in splits.items()}
         report = make_report(store.tally, splits, labels, read_json(partial / "tokenizer" / "engine.json"), ids)
         with environment_errors(partial):
             (partial / "report.json").write_bytes(dump_json(report))

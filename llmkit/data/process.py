@@ -43,16 +43,17 @@ class Processed:
 
 
 class Processor:
-    """Cleaners and encoder, made once a process."""
+    """Cleaners and encoder, made once a process. `content`: the roles that hold the text (`RoleSpec.content_roles`)."""
 
-    def __init__(self, clean: list[CleanStep], encoder: Encoder, dtype: np.dtype[Any]):
+    def __init__(self, clean: list[CleanStep], encoder: Encoder, dtype: np.dtype[Any], content: tuple[str, ...]):
         self.clean = clean
+        self.content = content
         self.encoder = encoder
         self.dtype = dtype
         self._cleaners: list[Cleaner] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"clean": self.clean, "encoder": self.encoder, "dtype": self.dtype}
+        return {"clean": self.clean, "encoder": self.encoder, "dtype": self.dtype, "content": self.content}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -64,7 +65,7 @@ class Processor:
         return self._cleaners
 
     def __call__(self, batch: RecordBatch) -> Processed:
-        done = clean_batch(batch, self.cleaners)
+        done = clean_batch(batch, self.cleaners, self.content)
         alive = np.flatnonzero(done.dropped == KEPT)
         self._measure(done, alive.tolist())
         alive = np.flatnonzero(done.dropped == KEPT)
@@ -78,7 +79,7 @@ class Processor:
         texts: list[str] = []
         for i in alive:
             try:
-                text = record_text(columns, i)
+                text = record_text(columns, i, self.content)
                 data = record_bytes(columns, i)
             except UnicodeEncodeError as error:
                 done.dropped[i] = INVALID
@@ -107,9 +108,9 @@ class Processor:
         return encoded
 
 
-def clean_batch(batch: RecordBatch, cleaners: list[Cleaner]) -> Processed:
-    """Runs the steps over the batch's columns in place. exact_dedup only notes hashes: what was seen before is not
-    here."""
+def clean_batch(batch: RecordBatch, cleaners: list[Cleaner], content: tuple[str, ...]) -> Processed:
+    """Runs the steps over the batch's columns of the roles `content`, in place. exact_dedup only notes hashes: what was
+    seen before is not known here."""
     count, steps = len(batch), len(cleaners)
     done = Processed(
         batch=batch,
@@ -127,10 +128,10 @@ def clean_batch(batch: RecordBatch, cleaners: list[Cleaner]) -> Processed:
     for step, cleaner in enumerate(cleaners):
         hashes: list[bytes | None] = [None] * count
         for i in np.flatnonzero(done.dropped == KEPT).tolist():
-            text = record_text(batch.columns, i)
+            text = record_text(batch.columns, i, content)
             done.sizes[step, i] = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
             if cleaner.change is not None:
-                reason = _change(done, step, i, cleaner)
+                reason = _change(done, step, i, cleaner, content)
             elif cleaner.reason is not None:
                 reason = cleaner.reason(text)
             else:
@@ -150,11 +151,11 @@ def _identify(done: Processed, i: int) -> tuple[None, bytes | None]:
         return None, None  # `_measure` rejects it
 
 
-def _change(done: Processed, step: int, i: int, cleaner: Cleaner) -> str | None:
+def _change(done: Processed, step: int, i: int, cleaner: Cleaner, content: tuple[str, ...]) -> str | None:
     """Changes the texts of record i; the reason to drop it where a text that held something ends empty."""
     assert cleaner.change is not None
     emptied = False
-    for values in done.batch.columns.values():
+    for values in (done.batch.columns[role] for role in content if role in done.batch.columns):
         old = values[i]
         new = map_texts(old, cleaner.change)
         if new != old:

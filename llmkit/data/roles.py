@@ -12,62 +12,11 @@ from typing import Any
 from llmkit.data.readers.base import Chunk, Reading
 from llmkit.data.readers.conll import DEFAULT_COLUMNS
 from llmkit.data.readers.messages import Unusable, normalise
+from llmkit.data.rolespecs import RoleSpec
 from llmkit.recipe.sections import ColumnJoin
 
 EMPTY = "text is empty"
 """Reason of a reject that is no fault of the data: blank rows of line-split corpora."""
-
-
-@dataclass(frozen=True)
-class RoleSpec:
-    """What a task reads.
-
-    required: alternatives, in order of preference; `name?` is optional in one. synonyms: column names of public sets,
-    by role. texts: roles whose values must be text that is not empty. messages: rows become `messages` and `tools`.
-    documents: a text file is one document, not a record a line.
-    """
-
-    required: tuple[tuple[str, ...], ...]
-    optional: tuple[str, ...]
-    synonyms: dict[str, tuple[str, ...]]
-    texts: tuple[str, ...] = ()
-    messages: bool = False
-    documents: bool = False
-
-    def roles(self) -> list[str]:
-        """Every role that `columns` may name."""
-        names = [role.removesuffix("?") for alternative in self.required for role in alternative]
-        return list(dict.fromkeys([*names, *self.optional]))
-
-
-TEXT = RoleSpec(
-    required=(("text",),),
-    optional=(),
-    synonyms={
-        "text": (
-            *("content", "document", "sentence", "article", "body", "raw_content", "passage", "page", "story"),
-            *("paragraph", "review", "code", "text_a", "articleBody", "contents", "文本", "正文", "内容"),
-        )
-    },
-    texts=("text",),
-    documents=True,
-)
-
-INSTRUCTION = RoleSpec(
-    required=(("messages",), ("instruction", "input?", "output"), ("prompt", "completion")),
-    optional=("tools", "system", "history"),
-    synonyms={
-        "messages": ("conversations", "conversation", "dialogue", "dialog", "chat"),
-        "instruction": ("指令",),
-        "input": ("context", "输入"),
-        "output": ("response", "answer", "completion", "输出"),
-        "prompt": ("question", "query", "input", "source", "问题"),
-        "completion": ("response", "answer", "output", "target", "chosen_response", "回答", "答案"),
-        "tools": ("functions",),
-        "system": ("system_prompt",),
-    },
-    messages=True,
-)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from llmkit.data.readers.tables import read_arrow, read_parquet
 from llmkit.data.readers.text import read_parallel, read_text
 from llmkit.data.readers.warc import read_warc
 from llmkit.data.records import RecordBatch, Reject
-from llmkit.data.roles import RoleSpec
+from llmkit.data.rolespecs import RoleSpec
 from llmkit.errors import DataError, RecipeError
 from llmkit.recipe.sections import ParallelPath, SourceSection
 

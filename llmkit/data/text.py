@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from hashlib import blake2b
 from typing import Any
@@ -112,12 +112,12 @@ def in_validation(digest: bytes, fraction: float) -> bool:
 
 
 def map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """A text, or a list of messages with the text of each `content` changed; everything else stays as it is."""
+    """A text, or a list of texts or of messages with the text of each `content` changed; all else stays as it is."""
     if isinstance(value, str):
         return change(value)
     if not isinstance(value, list):
         return value
-    return [_map_message(message, change) for message in value]
+    return [change(item) if isinstance(item, str) else _map_message(item, change) for item in value]
 
 
 def _map_message(message: Any, change: Callable[[str], str]) -> Any:
@@ -149,12 +149,18 @@ def texts_of(value: Any) -> list[str]:
     return found
 
 
-def record_text(columns: dict[str, list[Any]], i: int) -> str:
-    """The text of record i, its values joined by line breaks: what filters look at and trained tokenizers see."""
-    if len(columns) == 1 and "text" in columns:
-        text = columns["text"][i]
-        return text if isinstance(text, str) else str(text)
-    return "\n".join(text for values in columns.values() for text in texts_of(values[i]))
+def record_text(columns: dict[str, list[Any]], i: int, roles: Sequence[str]) -> str:
+    """The text of record i: its values of `roles`, joined by line breaks, the words of a list of words by blanks. What
+    filters look at and trained tokenizers see."""
+    if len(roles) == 1 and isinstance(text := columns[roles[0]][i], str):
+        return text
+    parts = []
+    for role in roles:
+        value = columns[role][i] if role in columns else None
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            value = " ".join(value)
+        parts += texts_of(value)
+    return "\n".join(parts)
 
 
 def record_bytes(columns: dict[str, list[Any]], i: int) -> bytes:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from llmkit.data.clean.steps import build_cleaners
 from llmkit.data.process import KEPT, clean_batch
-from llmkit.data.roles import RoleSpec
+from llmkit.data.rolespecs import RoleSpec
 from llmkit.data.sources import ResolvedSource, read
 from llmkit.data.text import content_hash, in_validation, record_bytes, record_text
 from llmkit.data.tokenizer import choose_engine
@@ -28,6 +28,7 @@ from llmkit.data.tokenizer_files import import_tokenizer, section_identity, sour
 from llmkit.data.tokenizer_train import END, train_tokenizer
 from llmkit.files import environment_errors, fsync_directory, read_json, sync
 from llmkit.recipe.sections import Recipe
+from llmkit.recipe.tasks import CHATS
 from llmkit.report.console import Console
 
 VERSION = 2
@@ -88,6 +89,8 @@ def make_tokenizer(
     recipe: Recipe, groups: dict[str, list[ResolvedSource]], roles: RoleSpec, partial: Path, console: Console
 ) -> None:
     """Makes `<partial>/tokenizer` whole, or leaves nothing of that name. Raises ModelError, DataError, RecipeError."""
+    from llmkit.tasks import named_tokens
+
     target = partial / "tokenizer"
     if target.exists():
         return
@@ -101,8 +104,9 @@ def make_tokenizer(
         assert spec is not None
         console.note(f"training a {spec.algorithm} tokenizer, at most {spec.vocab_size:,} tokens")
         texts = list(_training_sample(recipe, groups["train"], roles))
-        special = recipe.tokenizer.special_tokens
-        train_tokenizer(lambda: texts, spec, unfinished, additional=special.additional if special else ())
+        asked = recipe.tokenizer.special_tokens
+        additional = dict.fromkeys([*(asked.additional if asked else ()), *named_tokens(recipe).values()])
+        train_tokenizer(lambda: texts, spec, unfinished, additional=tuple(additional))
     _complete(recipe, unfinished)
     sample = [text for sources in groups.values() for s in sources for text in proof_sample(s, roles)]
     engine = choose_engine(unfinished, sample)
@@ -115,11 +119,14 @@ def make_tokenizer(
 
 def _complete(recipe: Recipe, directory: Path) -> None:
     """What the task needs beside: special tokens, a chat template. transformers is imported only where something is."""
-    from llmkit.tasks import added_tokens, complete_tokenizer
+    from llmkit.tasks import added_tokens, complete_tokenizer, named_tokens
 
     core = read_core(directory)
-    needs_template = recipe.task.type == "instruction"
-    if needs_template or added_tokens(recipe, lambda name: core.token_to_id(name) is not None, directory):
+    if (
+        recipe.task.type in CHATS
+        or named_tokens(recipe)
+        or added_tokens(recipe, lambda name: core.token_to_id(name) is not None, directory)
+    ):
         complete_tokenizer(recipe, directory)
 
 
@@ -129,7 +136,7 @@ def proof_sample(source: ResolvedSource, roles: RoleSpec) -> list[str]:
     size = 0
     for batch in read(source, roles, batch_bytes=PROOF_BYTES):
         for i in range(len(batch)):
-            text = record_text(batch.columns, i)[:PROOF_BYTES]
+            text = record_text(batch.columns, i, roles.content_roles())[:PROOF_BYTES]
             if len(texts) >= PROOF_TEXTS or size >= PROOF_BYTES:
                 return texts
             if _is_unicode(text):
@@ -156,9 +163,9 @@ def _training_sample(recipe: Recipe, sources: list[ResolvedSource], roles: RoleS
     for source in sources:
         room = budget if share >= 1 else int(share * sizes[source.index]) + 1
         for batch in read(source, roles):
-            done = clean_batch(batch, cleaners)
+            done = clean_batch(batch, cleaners, roles.content_roles())
             for i in np.flatnonzero(done.dropped == KEPT).tolist():
-                text = record_text(batch.columns, i)
+                text = record_text(batch.columns, i, roles.content_roles())
                 if not _is_unicode(text):
                     continue
                 digest = content_hash(record_bytes(batch.columns, i))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from llmkit.data.examples import Encoded
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MASK = "loss_mask"
 MAX_ENDS = 10_000
@@ -17,7 +18,7 @@ MAX_ENDS = 10_000
 
 
 class Rows(Protocol):
-    """What is looked at: a `Split`, or `EncodedRows`."""
+    """What is looked at: a `Split`, or a sample in memory."""
 
     @property
     def num_rows(self) -> int: ...
@@ -29,29 +30,7 @@ class Rows(Protocol):
 
     def row(self, i: int, stream: str = "input_ids", start: int = 0, stop: int | None = None) -> np.ndarray: ...
 
-
-class EncodedRows:
-    """Rows that an encoder just made, read like a split: for a sample that was never written."""
-
-    def __init__(self, encoded: Encoded):
-        self._streams = encoded.streams
-        self._ends = np.cumsum(encoded.streams["input_ids"].lengths)
-
-    @property
-    def num_rows(self) -> int:
-        return len(self._ends)
-
-    @property
-    def streams(self) -> tuple[str, ...]:
-        return tuple(self._streams)
-
-    def lengths(self, stream: str = "input_ids") -> np.ndarray:
-        return self._streams[stream].lengths
-
-    def row(self, i: int, stream: str = "input_ids", start: int = 0, stop: int | None = None) -> np.ndarray:
-        end = int(self._ends[i])
-        first = end - int(self._streams["input_ids"].lengths[i])
-        return self._streams[stream].values[first:end][start:stop]
+    def field(self, name: str) -> pa.ChunkedArray: ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +39,7 @@ class LabelAudit:
 
     zero_label_rows: rows without a supervised token, which teach nothing. ends_supervised_share: share of the rows
     whose last supervised token ends the answer or document; truncated rows have none, and a model that never sees one
-    never learns to stop.
+    never learns to stop. Where rows have labels instead of supervised tokens, only rows and tokens are counted.
     """
 
     rows: int
@@ -101,6 +80,12 @@ def audit(rows: Rows, stop_ids: Sequence[int]) -> LabelAudit:
     )
 
 
+def audit_labels(rows: Rows, *, unlabelled: int = 0) -> LabelAudit:
+    """The audit of rows that are taught by labels; `unlabelled` of them teach nothing."""
+    tokens = int(np.asarray(rows.lengths()).astype(np.int64).sum())
+    return LabelAudit(rows.num_rows, tokens, 0, None, unlabelled, None)
+
+
 @dataclass(frozen=True)
 class Span:
     """A stretch of a decoded row."""
@@ -119,3 +104,8 @@ def spans(rows: Rows, i: int, decode: Callable[[list[int]], str]) -> list[Span]:
     mask[:1] = 0
     cuts = [0, *(np.flatnonzero(np.diff(mask)) + 1).tolist(), len(tokens)]
     return [Span(decode(tokens[a:b]), bool(mask[a])) for a, b in pairwise(cuts) if b > a]
+
+
+def label_spans(rows: Rows, i: int, decode: Callable[[list[int]], str], label: str) -> list[Span]:
+    """Row i decoded, none of it supervised, and the label that is."""
+    return [Span(decode(rows.row(i).tolist()), False), Span(label, True)]

@@ -142,7 +142,8 @@ def _score(
     accelerator = make_accelerator([], recipe.output_dir)
     try:
         model_recipe = recipe.model_copy(update={"model": model_section(recipe, place), "peft": None})
-        task = build_task(model_recipe, prepared.tokenizer_dir, allow_remote_code=options.trust_remote_code)
+        allowed = options.trust_remote_code
+        task = build_task(model_recipe, prepared.tokenizer_dir, allow_remote_code=allowed, trained=True)
         task.prepare(prepared.splits.get("train"), None)
         module = task.build_model().to(accelerator.device)
         precision = choose_precision(recipe.distributed.mixed_precision, accelerator.device.type)

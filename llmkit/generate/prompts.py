@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -101,9 +101,7 @@ def chat_format(tokenizer_dir: Path, *, required: bool) -> ChatFormat | None:
     return ChatFormat(tokenizer_dir, resolve_template(None, tokenizer_dir))
 
 
-def prompt_encoder(
-    tokenizer: PreTrainedTokenizerBase, chat: ChatFormat | None, task: Literal["causal_lm", "instruction"]
-) -> EncodePrompt:
+def prompt_encoder(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat | None, task: str) -> EncodePrompt:
     """How this model's prompts are made. `instruction`: a `prompt` is one user message, and messages go through the
     chat template. `causal_lm`: a `prompt` is text to continue, with the special tokens that the tokenizer itself
     puts first."""

@@ -47,6 +47,28 @@ def ratio_interval(
     return value, low, high
 
 
+def sums_interval(
+    columns: ArrayLike,
+    statistic: Callable[[Floats], Floats],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float | None, float | None]:
+    """(value, low, high) of any statistic of sums over items: F1 of confusion counts, BLEU of n-gram counts, ...
+
+    columns: (K, N) K numbers an item. statistic: (K, R) sums of R resamples -> (R,); NaN where it is undefined.
+    """
+    table = np.asarray(columns, dtype=np.float64)
+    value = float(statistic(table.sum(axis=1, keepdims=True))[0])
+    if table.shape[1] < 2:
+        return value, None, None
+    found = np.concatenate([statistic(sums) for sums in _resampled_sums(table, resamples, seed)])
+    if np.isnan(found).all():
+        return value, None, None
+    low, high = _percentiles(found)
+    return value, low, high
+
+
 def paired_ratio_interval(
     first: tuple[ArrayLike, ArrayLike],
     second: tuple[ArrayLike, ArrayLike],

@@ -81,15 +81,6 @@ class CausalLMModule(nn.Module):
         return losses.view_as(labels), hits.view_as(labels)
 
 
-def unwrap(module: nn.Module) -> CausalLMModule:
-    """The module behind DDP's and the compiler's wrappers."""
-    while not isinstance(module, CausalLMModule):
-        inner = getattr(module, "module", None) or getattr(module, "_orig_mod", None)
-        assert isinstance(inner, nn.Module), "not a wrapped CausalLMModule"
-        module = inner
-    return module
-
-
 def _inputs(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
     """No attention mask: padding stands on the right, where nothing supervised sees it, and transformers isolates
     packed documents by their positions only without a mask and with `use_cache=False`."""

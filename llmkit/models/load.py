@@ -1,4 +1,5 @@
-"""A decoder-only transformers model, from a directory or Hub id with its weights, or from a config with seeded weights.
+"""A transformers model with the head a task needs: from a directory or Hub id with its weights, or from a config with
+seeded weights.
 
 safetensors only, never a pickle; no code from a model's directory unless recipe, flag and a pinned commit say so; no
 network unless a Hub id is named. Importing this module does not import torch: see `source` for what needs none.
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import ModelError, RecipeError
+from llmkit.models.heads import CAUSAL_LM, Head, check_architecture, is_of_head
 from llmkit.models.peft import ADDED_ROWS
 from llmkit.models.source import (
     POSITION_KEYS,
@@ -73,13 +75,15 @@ def load_model(
     seed: int,
     max_length: int,
     dtype: torch.dtype | None = None,
+    head: Head = CAUSAL_LM,
     gradient_checkpointing: bool = False,
     allow_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The model on the CPU in `dtype` (float32 where None), with an embedding for every token of `tokenizer`.
 
-    The same seed gives the same weights, whatever ran before. Raises ModelError, or RecipeError for the section.
-    An adapter's directory (adapter_config.json) gives its base model with the adapter on it.
+    The same seed gives the same weights, a new head's among them, whatever ran before. Raises ModelError, or
+    RecipeError for the section. An adapter's directory (adapter_config.json) gives its base with
+    the adapter on it.
     """
     import torch
 
@@ -93,18 +97,19 @@ def load_model(
                 from llmkit.models.peft import load_adapter
 
                 return load_adapter(
-                    Path(source.name), section, tokenizer, seed=seed, max_length=max_length, dtype=dtype
+                    Path(source.name), section, tokenizer, seed=seed, max_length=max_length, dtype=dtype, head=head
                 )
-            config = _pretrained_config(source, section, trust)
-            model = _from_pretrained(source, config, section, dtype, trust)
+            config = _pretrained_config(source, section, trust, head)
+            model = _from_pretrained(source, config, section, dtype, trust, head)
         else:
-            config = _new_config(section, tokenizer, max_length)
-            model = _from_config(config, section, dtype)
+            config = _new_config(section, tokenizer, max_length, head)
+            model = _from_config(config, section, dtype, head)
         num_rows = model.get_input_embeddings().weight.shape[0]
         if len(tokenizer) > num_rows:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=section.name_or_path is not None)
             setattr(model, ADDED_ROWS, range(num_rows, len(tokenizer)))
-    model.config.use_cache = True
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = True
     if gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             message = f"{config.model_type} has no gradient checkpointing in transformers"
@@ -118,7 +123,7 @@ def _attention(section: ModelSection) -> str | None:
     return None if section.attn_implementation in (None, "auto") else section.attn_implementation
 
 
-def _pretrained_config(source: ModelSource, section: ModelSection, trust: bool) -> PreTrainedConfig:
+def _pretrained_config(source: ModelSource, section: ModelSection, trust: bool, head: Head) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     try:
@@ -127,18 +132,20 @@ def _pretrained_config(source: ModelSource, section: ModelSection, trust: bool) 
         )
     except Exception as error:  # OSError, ValueError, and whatever a config's own checks raise
         raise ModelError(f"{source.name}: {_first_line(error)}", key="model.name_or_path") from error
-    _check_decoder_only(config)
+    check_architecture(config, head)
     _set_dropout(config, section)
+    for key, value in head.config.items():
+        setattr(config, key, value)
     return config
 
 
 def _from_pretrained(
-    source: ModelSource, config: PreTrainedConfig, section: ModelSection, dtype: torch.dtype, trust: bool
+    source: ModelSource, config: PreTrainedConfig, section: ModelSection, dtype: torch.dtype, trust: bool, head: Head
 ) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = getattr(transformers, head.auto_class).from_pretrained(
             source.name,
             config=config,
             revision=source.revision,
@@ -156,7 +163,8 @@ def _from_pretrained(
         raise ModelError(f"{source.name}: {_first_line(error)}", key="model.name_or_path") from error
     model: PreTrainedModel = loaded[0]
     report = loaded[1]
-    missing = sorted(report["missing_keys"])
+    prefix = model.base_model_prefix
+    missing = sorted(name for name in report["missing_keys"] if not (head.fresh and is_of_head(name, prefix)))
     mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"])
     if missing or mismatched:
         names = ", ".join([*missing, *mismatched][:3])
@@ -165,7 +173,9 @@ def _from_pretrained(
     return model
 
 
-def _new_config(section: ModelSection, tokenizer: PreTrainedTokenizerBase, max_length: int) -> PreTrainedConfig:
+def _new_config(
+    section: ModelSection, tokenizer: PreTrainedTokenizerBase, max_length: int, head: Head
+) -> PreTrainedConfig:
     """The architecture's own config, checked key by key; vocabulary, special ids and positions follow the data."""
     from transformers import CONFIG_MAPPING
 
@@ -191,46 +201,33 @@ def _new_config(section: ModelSection, tokenizer: PreTrainedTokenizerBase, max_l
     # an embedding's padding row gets no gradient: a token that is also predicted must not be it
     pad = tokenizer.pad_token_id
     own["pad_token_id"] = None if pad in (tokenizer.eos_token_id, tokenizer.bos_token_id) else pad
+    if head.auto_class == "AutoModelForSeq2SeqLM":
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else pad
+        own["decoder_start_token_id"] = start if start is not None else tokenizer.eos_token_id
     positions = next((key for key in POSITION_KEYS if key in known), None)
     if positions is not None and not any(key in given for key in POSITION_KEYS):
         own[positions] = max_length
     try:
-        config = config_class(**given, **own)
+        config = config_class(**given, **own, **head.config)
     except Exception as error:  # each architecture checks its values in its own way
         raise RecipeError(f"{model_type}: {_first_line(error)}", key="model.config") from error
-    _check_decoder_only(config)
+    check_architecture(config, head)
     _set_dropout(config, section)
     return config
 
 
-def _from_config(config: PreTrainedConfig, section: ModelSection, dtype: torch.dtype) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+def _from_config(config: PreTrainedConfig, section: ModelSection, dtype: torch.dtype, head: Head) -> PreTrainedModel:
+    import transformers
 
     try:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=_attention(section))
+        model = getattr(transformers, head.auto_class).from_config(
+            config, dtype=dtype, attn_implementation=_attention(section)
+        )
     except Exception as error:
         asked = section.attn_implementation not in (None, "auto") and "ttention" in str(error)
         key = "model.attn_implementation" if asked else "model.config"
         raise RecipeError(f"{config.model_type}: {_first_line(error)}", key=key) from error
     return model  # type: ignore[no-any-return]
-
-
-def _check_decoder_only(config: PreTrainedConfig) -> None:
-    """Raises ModelError for encoders and encoder-decoders, saying what they are good for."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
-
-    kind, key = config.model_type, "model"
-    if config.is_encoder_decoder:
-        message = f"{kind} is an encoder-decoder; this task needs a decoder-only model (gpt2, llama, qwen2, ...)"
-        raise ModelError(message, key=key)
-    encoder = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
-    if encoder or (kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not getattr(config, "auto_map", None)):
-        what = "an encoder" if encoder else "not a language model of transformers"
-        message = f"{kind} is {what}; this task needs a decoder-only model (gpt2, llama, qwen2, ...)"
-        raise ModelError(message, key=key)
 
 
 def _set_dropout(config: PreTrainedConfig, section: ModelSection) -> None:

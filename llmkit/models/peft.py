@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import ModelError, RecipeError
 from llmkit.files import read_json, sha256_file, write_json
+from llmkit.models.heads import Head
 from llmkit.models.source import locate
 from llmkit.recipe.sections import ModelSection, PeftSection
 
@@ -34,7 +35,7 @@ MERGE_TOLERANCE = 1e-3
 
 
 def add_adapter(
-    model: PreTrainedModel, section: PeftSection, *, name: str, revision: str | None, seed: int
+    model: PreTrainedModel, section: PeftSection, *, name: str, revision: str | None, seed: int, head: Head
 ) -> nn.Module:
     """`model` with an adapter, everything else frozen. Tokens added since pretraining get trained embeddings, which
     only a merged model can carry. Raises RecipeError for that, and for patterns in `target_modules` that match nothing.
@@ -51,7 +52,7 @@ def add_adapter(
         )
         raise RecipeError(message, key="peft.merge")
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=head.peft_type,
         r=section.r,
         lora_alpha=section.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=section.lora_dropout,
@@ -145,6 +146,7 @@ def load_adapter(
     seed: int,
     max_length: int,
     dtype: torch.dtype,
+    head: Head,
 ) -> PreTrainedModel:
     """The base model that the adapter names, checked against its pin, with the adapter on it. Raises ModelError."""
     from peft import PeftModel
@@ -160,7 +162,9 @@ def load_adapter(
     if pin is not None and source.is_local and weights_sha256(Path(source.name)) != pin:
         raise ModelError(f"the weights in {source.name} are not those that the adapter {directory} was trained on")
     update = {"name_or_path": name, "revision": config.get("revision")}
-    base = load_model(section.model_copy(update=update), tokenizer, seed=seed, max_length=max_length, dtype=dtype)
+    base = load_model(
+        section.model_copy(update=update), tokenizer, seed=seed, max_length=max_length, dtype=dtype, head=head
+    )
     return PeftModel.from_pretrained(base, str(directory), is_trainable=True)  # type: ignore[return-value]
 
 

@@ -18,7 +18,7 @@ from llmkit.metrics.table import TASK_METRICS
 from llmkit.recipe.later import Problem
 from llmkit.recipe.paths import is_local
 from llmkit.recipe.sections import Recipe, SourceSection
-from llmkit.recipe.tasks import COMMAND_OF_TASK
+from llmkit.recipe.tasks import CHATS, COMMAND_OF_TASK, LABELLED, OVERFLOW
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab")
 """What Accelerate 1.15 knows (`accelerate.utils.LoggerType`)."""
@@ -65,7 +65,7 @@ def problems(recipe: Recipe, context: Context) -> Iterator[Problem]:
     yield from _data(recipe)
     for split in ("train", "validation", "test"):
         for index, source in enumerate(getattr(recipe.data, split)):
-            yield from _source(source, f"data.{split}.{index}")
+            yield from _source(source, f"data.{split}.{index}", recipe.task.type)
     yield from _clean(recipe)
     yield from _length_of_run(recipe)
     yield from _batch(recipe, context)
@@ -139,7 +139,7 @@ def _tokenizer(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("tokenizer", "a model from scratch needs tokenizer.train, or tokenizer.name_or_path")
     if is_set(tokenizer, "tokenizer_class") and tokenizer.name_or_path is None:
         yield Problem("tokenizer.tokenizer_class", "goes with tokenizer.name_or_path, which is not given")
-    if is_set(tokenizer, "chat_template") and recipe.task.type != "instruction":
+    if is_set(tokenizer, "chat_template") and recipe.task.type not in CHATS:
         yield Problem("tokenizer.chat_template", f"the task {recipe.task.type} has no chats and would ignore it")
 
 
@@ -150,20 +150,27 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
             "data.validation_fraction",
             "data.validation is given too; name validation data or hold out a share, not both",
         )
-    if recipe.task.type == "causal_lm" and data.overflow not in (None, "split"):
-        message = "documents are cut into windows, so nothing overflows; leave it out, or limit lengths in data.clean"
-        yield Problem("data.overflow", message)
-    if recipe.task.type == "instruction" and data.overflow == "split":
-        yield Problem("data.overflow", "a conversation cannot be split; expected one of truncate, drop, error")
+    ways = OVERFLOW[recipe.task.type]
+    if data.overflow is not None and data.overflow not in ways:
+        why = (
+            "texts are cut into windows, so nothing overflows; leave it out, or limit lengths in data.clean"
+            if ways == ("split",)
+            else f"a row of {recipe.task.type} cannot be split; expected one of {', '.join(ways)}"
+        )
+        yield Problem("data.overflow", why)
 
 
-def _source(source: SourceSection, key: str) -> Iterator[Problem]:
+def _source(source: SourceSection, key: str, task: str) -> Iterator[Problem]:
     """What needs no look at the files; `data.sources` judges the keys that depend on their format."""
     paths = source.path if isinstance(source.path, list) else [source.path]
     if not paths or any(isinstance(path, str) and not path.strip() for path in paths):
         yield Problem(f"{key}.path", "expected a path, got an empty one")
     if not key.startswith("data.train") and is_set(source, "weight"):
         yield Problem(f"{key}.weight", "only data.train is drawn by weight; every row here counts once")
+    if is_set(source, "label_names") and task not in LABELLED:
+        yield Problem(f"{key}.label_names", f"the task {task} has no labels and would ignore it")
+    if is_set(source, "label_separator") and task != "sequence_classification":
+        yield Problem(f"{key}.label_separator", "only sequence_classification splits labels; it would be ignored")
 
 
 def _clean(recipe: Recipe) -> Iterator[Problem]:

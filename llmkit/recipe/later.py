@@ -13,6 +13,16 @@ from llmkit.recipe.sections import Recipe
 
 NAMES = frozenset(
     {
+        "minhash_dedup",
+        "redact_pii",
+        "quality",
+        "decontaminate",
+    }
+)
+"""Cleaning steps to come."""
+
+PENDING = frozenset(
+    {
         "masked_lm",
         "replaced_token_detection",
         "span_corruption",
@@ -23,13 +33,9 @@ NAMES = frozenset(
         "translation",
         "summarization",
         "preference",
-        "minhash_dedup",
-        "redact_pii",
-        "quality",
-        "decontaminate",
     }
 )
-"""Task types and cleaning steps to come."""
+"""Task types that have a section and no task yet."""
 
 ARCHITECTURES = frozenset({"rnn_seq2seq", "rnn_lm", "text_cnn", "rnn_encoder", "ngram"})
 
@@ -89,13 +95,8 @@ def refusals(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "model.config.model_type", not_available(architecture, "any decoder-only model_type of transformers is")
         )
-    for index, source in enumerate(recipe.data.train):
-        for key in ("label_names", "label_separator"):
-            if getattr(source, key) is not None:
-                yield Problem(
-                    f"data.train.{index}.{key}",
-                    "only tasks with labels read it, which are not available in this version",
-                )
+    if recipe.task.type in PENDING:
+        yield Problem("task.type", not_available(recipe.task.type))
 
 
 def not_available(value: Any, instead: str = "") -> str:

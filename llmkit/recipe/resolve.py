@@ -21,7 +21,7 @@ from llmkit.recipe.sections import (
     TokenizerSection,
     TrainingSection,
 )
-from llmkit.recipe.tasks import COMMAND_OF_TASK
+from llmkit.recipe.tasks import COMMAND_OF_TASK, OVERFLOW
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -42,8 +42,8 @@ FINETUNE = {
     "global_batch_size": 16,
 }
 ADAPTER_LEARNING_RATE = 2e-4
+PREFERENCE_LEARNING_RATE = 1e-6
 MIN_LR_RATIO = 0.1
-OVERFLOW = {"causal_lm": "split", "instruction": "truncate"}
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -94,7 +94,7 @@ def _data(section: DataSection, task: str) -> DataSection:
     values: dict[str, Any] = {
         split: [_source(source) for source in getattr(section, split)] for split in ("train", "validation", "test")
     }
-    values["overflow"] = section.overflow or OVERFLOW[task]
+    values["overflow"] = section.overflow or OVERFLOW[task][0]
     if section.prepared_dir is not None:
         values["prepared_dir"] = absolute_path(section.prepared_dir)
     return _update(section, values)
@@ -123,7 +123,7 @@ def _training(recipe: Recipe) -> TrainingSection:
     scheduler = section.lr_scheduler_type or defaults["lr_scheduler_type"]
     found: dict[str, Any] = {
         "optim": optim,
-        "learning_rate": ADAPTER_LEARNING_RATE if recipe.peft is not None else defaults["learning_rate"],
+        "learning_rate": _learning_rate(recipe, float(str(defaults["learning_rate"]))),
         "lr_scheduler_type": scheduler,
         "weight_decay": defaults["weight_decay"],
         "global_batch_size": _global_batch_size(section, int(str(defaults["global_batch_size"]))),
@@ -139,6 +139,12 @@ def _training(recipe: Recipe) -> TrainingSection:
     values["warmup_steps"] = _warmup(scheduler, defaults["warmup"]) if warmup is None else warmup
     values["warmup_ratio"] = None
     return _update(section, values)
+
+
+def _learning_rate(recipe: Recipe, default: float) -> float:
+    if recipe.task.type == "preference":
+        return PREFERENCE_LEARNING_RATE
+    return ADAPTER_LEARNING_RATE if recipe.peft is not None else default
 
 
 def _warmup(scheduler: object, share: object) -> object:

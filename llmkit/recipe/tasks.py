@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 class _Task(BaseModel):
@@ -18,6 +20,41 @@ class CausalLM(_Task):
     fim_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
 
 
+class MaskedLM(_Task):
+    """Masked tokens from both sides, and whether a second stretch follows the first (arXiv:1810.04805)."""
+
+    type: Literal["masked_lm"]
+    mlm_probability: Share = 0.15
+    whole_word_mask: bool = False
+    next_sentence_prediction: bool = False
+
+
+class ReplacedTokenDetection(_Task):
+    """ELECTRA (arXiv:2003.10555). `generator`: keys of the smaller network that differ from `model.config`."""
+
+    type: Literal["replaced_token_detection"]
+    generator: dict[str, Any] | None = None
+    mlm_probability: Share = 0.15
+    detection_weight: Annotated[float, Field(gt=0.0)] = 50.0
+
+
+class SpanCorruption(_Task):
+    """T5's objective (arXiv:1910.10683): spans become sentinels, which the decoder spells out."""
+
+    type: Literal["span_corruption"]
+    noise_density: Share = 0.15
+    mean_span_length: Annotated[float, Field(ge=1.0)] = 3.0
+
+
+class Denoising(_Task):
+    """BART's objective (arXiv:1910.13461): text infilling and sentence permutation; the decoder restores the text."""
+
+    type: Literal["denoising"]
+    mask_ratio: Share = 0.3
+    mean_span_length: Annotated[float, Field(gt=0.0)] = 3.0
+    permute_sentences: bool = True
+
+
 class Instruction(_Task):
     """Chat or prompt-completion pairs. `train_on`: which tokens are supervised (EOS always is)."""
 
@@ -25,6 +62,102 @@ class Instruction(_Task):
     train_on: Literal["completion", "all"] = "completion"
 
 
-TaskSection = Annotated[CausalLM | Instruction, Field(discriminator="type")]
+class SequenceClassification(_Task):
+    """A label, several labels or a number a text (or pair). `class_weights`: balanced, or a weight a label."""
 
-COMMAND_OF_TASK: dict[str, Literal["pretrain", "finetune"]] = {"causal_lm": "pretrain", "instruction": "finetune"}
+    type: Literal["sequence_classification"]
+    problem_type: Literal["single_label", "multi_label", "regression"] | None = None
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(ge=0.0)]] | None = None
+
+
+class TokenClassification(_Task):
+    """A tag a token (named entities, parts of speech)."""
+
+    type: Literal["token_classification"]
+    tagging_scheme: Literal["auto", "BIO", "IO", "BMES", "BILOU", "none"] = "auto"
+
+
+class QuestionAnswering(_Task):
+    """The answer is a span of the context (SQuAD). Lengths in tokens."""
+
+    type: Literal["question_answering"]
+    doc_stride: Annotated[int, Field(ge=1)] = 128
+    max_answer_length: Annotated[int, Field(ge=1)] = 30
+    n_best_size: Annotated[int, Field(ge=1)] = 20
+    null_score_diff_threshold: float = 0.0
+
+
+class Translation(_Task):
+    """Source to target text. `source_prefix` is put before every source."""
+
+    type: Literal["translation"]
+    source_prefix: str | None = None
+
+
+class Summarization(_Task):
+    """Long text to short text. `source_prefix` is put before every source."""
+
+    type: Literal["summarization"]
+    source_prefix: str | None = None
+
+
+class Preference(_Task):
+    """Of two answers the better one (DPO and its kin); kto: single answers that are good or bad."""
+
+    type: Literal["preference"]
+    loss: Literal["dpo", "ipo", "orpo", "simpo", "kto"] = "dpo"
+    beta: Annotated[float, Field(gt=0.0)] | None = None
+
+
+TaskSection = Annotated[
+    CausalLM
+    | MaskedLM
+    | ReplacedTokenDetection
+    | SpanCorruption
+    | Denoising
+    | Instruction
+    | SequenceClassification
+    | TokenClassification
+    | QuestionAnswering
+    | Translation
+    | Summarization
+    | Preference,
+    Field(discriminator="type"),
+]
+
+COMMAND_OF_TASK: dict[str, Literal["pretrain", "finetune"]] = {
+    "causal_lm": "pretrain",
+    "masked_lm": "pretrain",
+    "replaced_token_detection": "pretrain",
+    "span_corruption": "pretrain",
+    "denoising": "pretrain",
+    "instruction": "finetune",
+    "sequence_classification": "finetune",
+    "token_classification": "finetune",
+    "question_answering": "finetune",
+    "translation": "finetune",
+    "summarization": "finetune",
+    "preference": "finetune",
+}
+
+OVERFLOW: dict[str, tuple[Literal["split", "truncate", "drop", "error"], ...]] = {
+    "causal_lm": ("split",),
+    "masked_lm": ("split",),
+    "replaced_token_detection": ("split",),
+    "span_corruption": ("split",),
+    "denoising": ("split",),
+    "instruction": ("truncate", "drop", "error"),
+    "sequence_classification": ("truncate", "drop", "error"),
+    "token_classification": ("split", "truncate", "drop", "error"),
+    "question_answering": ("split",),
+    "translation": ("truncate", "drop", "error"),
+    "summarization": ("truncate", "drop", "error"),
+    "preference": ("truncate", "drop", "error"),
+}
+"""What `data.overflow` may be, the default first."""
+
+CHATS = ("instruction", "preference")
+"""Tasks whose rows are conversations, put into words by a chat template."""
+
+LABELLED = ("sequence_classification", "token_classification")
+"""Tasks whose rows have labels with names."""

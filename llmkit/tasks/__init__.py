@@ -3,39 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from llmkit.data.fim import SENTINELS, find_sentinels
-from llmkit.data.roles import INSTRUCTION, TEXT, RoleSpec
-from llmkit.errors import RecipeError
+from llmkit.data.rolespecs import INSTRUCTION, TEXT, RoleSpec
 from llmkit.models.source import max_length
 from llmkit.recipe.sections import Recipe
-from llmkit.recipe.tasks import CausalLM, Instruction
+from llmkit.recipe.tasks import TaskSection
+from llmkit.tasks import causal_lm, instruction
 from llmkit.tasks.base import Encoder, Task
-from llmkit.tasks.causal_lm import CausalLMTask
-from llmkit.tasks.instruction import InstructionTask
-from llmkit.tasks.language_model import NetworkSpec
-from llmkit.tasks.templates import control_tokens, resolve_template
+from llmkit.tasks.network import NetworkSpec
 
-__all__ = ["TASKS", "added_tokens", "build_task", "complete_tokenizer", "encoder_for", "role_spec"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-TASKS: dict[str, type[CausalLMTask] | type[InstructionTask]] = {
-    "causal_lm": CausalLMTask,
-    "instruction": InstructionTask,
+__all__ = [
+    "TASKS",
+    "TaskKind",
+    "added_tokens",
+    "build_task",
+    "complete_tokenizer",
+    "encoder_for",
+    "named_tokens",
+    "role_spec",
+]
+
+Has = Callable[[str], bool]
+"""Tells whether a vocabulary holds a token."""
+
+
+def _no_tokens(recipe: Recipe, has: Has, tokenizer_dir: Path | None) -> list[str]:
+    return []
+
+
+def _no_names(recipe: Recipe) -> dict[str, str]:
+    return {}
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """roles: the columns it reads. build: the task of a recipe, on a complete tokenizer. tokens: special tokens that it
+    needs and the tokenizer (in a directory, where there is one) lacks. named: special tokens that must have a name in
+    the tokenizer (`pad_token`: one that is no end of text), with the text of one to add where it has none. template:
+    the chat template to store with the tokenizer. All raise RecipeError, ModelError.
+    """
+
+    roles: Callable[[TaskSection], RoleSpec]
+    build: Callable[[Recipe, NetworkSpec], Task]
+    tokens: Callable[[Recipe, Has, Path | None], list[str]] = _no_tokens
+    named: Callable[[Recipe], dict[str, str]] = _no_names
+    template: Callable[[Recipe, Path], str] | None = None
+
+
+TASKS: dict[str, TaskKind] = {
+    "causal_lm": TaskKind(lambda _: TEXT, causal_lm.build, causal_lm.added_tokens),
+    "instruction": TaskKind(
+        lambda _: INSTRUCTION, instruction.build, instruction.added_tokens, instruction.template_text
+    ),
 }
 
-_ROLES: dict[str, RoleSpec] = {"causal_lm": TEXT, "instruction": INSTRUCTION}
 
-
-def role_spec(section: CausalLM | Instruction) -> RoleSpec:
+def role_spec(section: TaskSection) -> RoleSpec:
     """The columns that a task reads."""
-    return _ROLES[section.type]
+    return TASKS[section.type].roles(section)
 
 
-def build_task(recipe: Recipe, tokenizer_dir: Path, *, allow_remote_code: bool = False) -> Task:
+def build_task(recipe: Recipe, tokenizer_dir: Path, *, allow_remote_code: bool = False, trained: bool = False) -> Task:
     """The recipe's task on a complete tokenizer (see `complete_tokenizer`). Raises RecipeError, ModelError.
 
-    `allow_remote_code`: the command line had --trust-remote-code.
+    allow_remote_code: the command line had --trust-remote-code. trained: `model.name_or_path` is a finished run's model
+    (`evaluate`), which brings its own head and labels.
     """
     network = NetworkSpec(
         model=recipe.model,
@@ -45,21 +83,9 @@ def build_task(recipe: Recipe, tokenizer_dir: Path, *, allow_remote_code: bool =
         max_length=max_length(recipe),
         gradient_checkpointing=bool(recipe.training.gradient_checkpointing),
         allow_remote_code=allow_remote_code,
+        trained=trained,
     )
-    weights = tuple(source.weight for source in recipe.data.train)
-    section, overflow = recipe.task, recipe.data.overflow
-    if isinstance(section, CausalLM):
-        if overflow not in (None, "split"):
-            message = (
-                "documents are cut into windows, so nothing overflows; leave it out, or limit lengths in data.clean"
-            )
-            raise RecipeError(message, key="data.overflow")
-        return CausalLMTask(network, weights, recipe.data.packing, section.fim_rate)
-    if overflow == "split":
-        message = "a conversation cannot be split; expected one of truncate, drop, error"
-        raise RecipeError(message, key="data.overflow")
-    template = resolve_template(recipe.tokenizer.chat_template, tokenizer_dir)
-    return InstructionTask(network, weights, recipe.data.packing, section.train_on, overflow or "truncate", template)
+    return TASKS[recipe.task.type].build(recipe, network)
 
 
 def encoder_for(recipe: Recipe, tokenizer_dir: Path) -> Encoder:
@@ -67,16 +93,14 @@ def encoder_for(recipe: Recipe, tokenizer_dir: Path) -> Encoder:
     return build_task(recipe, tokenizer_dir).encoder()
 
 
-def added_tokens(recipe: Recipe, has: Callable[[str], bool], tokenizer_dir: Path | None) -> list[str]:
-    """Special tokens that the task needs and a tokenizer lacks: those of its chat template, or of fill-in-the-middle.
+def added_tokens(recipe: Recipe, has: Has, tokenizer_dir: Path | None) -> list[str]:
+    """Special tokens that the task needs and a tokenizer lacks: those of its chat template, sentinels, a mask."""
+    return TASKS[recipe.task.type].tokens(recipe, has, tokenizer_dir)
 
-    `has` tells whether the vocabulary holds a token.
-    """
-    if isinstance(recipe.task, CausalLM):
-        wanted = SENTINELS[0] if recipe.task.fim_rate > 0 and find_sentinels(has) is None else ()
-        return [token for token in wanted if not has(token)]
-    template = resolve_template(recipe.tokenizer.chat_template, tokenizer_dir)
-    return [token for token in control_tokens(template.text) if not has(token)]
+
+def named_tokens(recipe: Recipe) -> dict[str, str]:
+    """Special tokens by name (`mask_token`, ...) that the task needs, whether the tokenizer has them or not."""
+    return TASKS[recipe.task.type].named(recipe)
 
 
 def complete_tokenizer(recipe: Recipe, directory: Path) -> list[str]:
@@ -88,15 +112,22 @@ def complete_tokenizer(recipe: Recipe, directory: Path) -> list[str]:
     from llmkit.tasks.templates import own_template
 
     tokenizer = load_tokenizer(directory)
-    vocabulary = tokenizer.get_vocab()
-    tokens = added_tokens(recipe, vocabulary.__contains__, directory)
-    template = None
-    if isinstance(recipe.task, Instruction):
-        template = resolve_template(recipe.tokenizer.chat_template, directory).text
-    if tokens or (template is not None and template != own_template(directory)):
+    tokens = added_tokens(recipe, tokenizer.get_vocab().__contains__, directory)
+    make = TASKS[recipe.task.type].template
+    template = make(recipe, directory) if make is not None else None
+    names = {name: token for name, token in named_tokens(recipe).items() if lacks(tokenizer, name)}
+    if tokens or names or (template is not None and template != own_template(directory)):
         if tokens:
             tokenizer.add_tokens(tokens, special_tokens=True)
+        if names:
+            tokenizer.add_special_tokens({**names})
         if template is not None:
             tokenizer.chat_template = template
         tokenizer.save_pretrained(str(directory))
-    return tokens
+    return [*tokens, *names.values()]
+
+
+def lacks(tokenizer: PreTrainedTokenizerBase, name: str) -> bool:
+    """Whether the tokenizer has no special token of that name; a padding that also ends texts is none."""
+    token = getattr(tokenizer, name)
+    return token is None or (name == "pad_token" and token in (tokenizer.eos_token, tokenizer.bos_token))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,19 +10,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmkit.data.examples import Encoder, Plan, Sample
-from llmkit.data.fim import FillInMiddle, find_sentinels
+from llmkit.data.fim import SENTINELS, FillInMiddle, find_sentinels
 from llmkit.data.packing import PackedPlan, PaddedPlan
 from llmkit.data.tokenizer import read_special_ids
 from llmkit.errors import ModelError
+from llmkit.recipe.sections import Recipe
+from llmkit.recipe.tasks import CausalLM
 from llmkit.tasks import language_model
 from llmkit.tasks.base import Batch, Evaluated, Prediction, Task
 from llmkit.tasks.encoders import CausalLMEncoder
-from llmkit.tasks.language_model import NetworkSpec
+from llmkit.tasks.network import NetworkSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
     from llmkit.data.shards import Split
+
+
+def build(recipe: Recipe, network: NetworkSpec) -> Task:
+    """The task of a recipe."""
+    assert isinstance(recipe.task, CausalLM)
+    weights = tuple(source.weight for source in recipe.data.train)
+    return CausalLMTask(network, weights, recipe.data.packing, recipe.task.fim_rate)
+
+
+def added_tokens(recipe: Recipe, has: Callable[[str], bool], tokenizer_dir: Path | None) -> list[str]:
+    """The sentinels of fill-in-the-middle, where it is used and the vocabulary has none."""
+    assert isinstance(recipe.task, CausalLM)
+    wanted = SENTINELS[0] if recipe.task.fim_rate > 0 and find_sentinels(has) is None else ()
+    return [token for token in wanted if not has(token)]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import numpy as np
 from llmkit.data.examples import Encoded, Ragged
 from llmkit.data.records import RecordBatch
 from llmkit.data.tokenizer import BatchEncoder, read_special_ids, wrap
+from llmkit.data.view import LabelAudit, Rows, Span, audit, spans
 from llmkit.errors import DataError, ModelError
 from llmkit.tasks.chat import ChatFormat, ConversationError
 from llmkit.tasks.templates import Template
@@ -37,6 +39,12 @@ class CausalLMEncoder:
 
     def identity(self) -> dict[str, Any]:
         return {"encoder": "causal_lm", "version": 1, "fim": self.uses_fim}
+
+    def audit(self, rows: Rows) -> LabelAudit:
+        return audit(rows, self.stop_ids)
+
+    def spans(self, rows: Rows, i: int, decode: Callable[[list[int]], str]) -> list[Span]:
+        return spans(rows, i, decode)
 
     def encode(self, batch: RecordBatch) -> Encoded:
         """columns["text"]: N strings."""
@@ -83,6 +91,12 @@ class InstructionEncoder:
     @property
     def stop_ids(self) -> list[int]:
         return self.chat.stop_ids
+
+    def audit(self, rows: Rows) -> LabelAudit:
+        return audit(rows, self.stop_ids)
+
+    def spans(self, rows: Rows, i: int, decode: Callable[[list[int]], str]) -> list[Span]:
+        return spans(rows, i, decode)
 
     def encode(self, batch: RecordBatch) -> Encoded:
         """columns["messages"]: N lists of messages; columns["tools"]: N lists or None."""

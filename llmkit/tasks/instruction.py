@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,17 +11,40 @@ import numpy as np
 
 from llmkit.data.examples import Encoder, Plan, Sample
 from llmkit.data.packing import BinPlan, PaddedPlan
+from llmkit.recipe.sections import Recipe
+from llmkit.recipe.tasks import Instruction
 from llmkit.tasks import language_model
 from llmkit.tasks.base import Batch, Evaluated, Prediction, Task
 from llmkit.tasks.chat import ChatFormat
 from llmkit.tasks.encoders import LOSS_MASK, InstructionEncoder
-from llmkit.tasks.language_model import NetworkSpec
-from llmkit.tasks.templates import Template
+from llmkit.tasks.network import NetworkSpec
+from llmkit.tasks.templates import Template, control_tokens, resolve_template
 
 if TYPE_CHECKING:
     from torch import nn
 
     from llmkit.data.shards import Split
+
+
+def build(recipe: Recipe, network: NetworkSpec) -> Task:
+    """The task of a recipe."""
+    assert isinstance(recipe.task, Instruction)
+    overflow = recipe.data.overflow or "truncate"
+    assert overflow != "split", "the recipe's checks refuse it"
+    weights = tuple(source.weight for source in recipe.data.train)
+    template = resolve_template(recipe.tokenizer.chat_template, network.tokenizer_dir)
+    return InstructionTask(network, weights, recipe.data.packing, recipe.task.train_on, overflow, template)
+
+
+def added_tokens(recipe: Recipe, has: Callable[[str], bool], tokenizer_dir: Path | None) -> list[str]:
+    """The control tokens of the chat template that the vocabulary lacks."""
+    template = resolve_template(recipe.tokenizer.chat_template, tokenizer_dir)
+    return [token for token in control_tokens(template.text) if not has(token)]
+
+
+def template_text(recipe: Recipe, directory: Path) -> str:
+    """The chat template that goes with the model."""
+    return resolve_template(recipe.tokenizer.chat_template, directory).text
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmkit.data.examples import IGNORE, Sample
+from llmkit.data.tokenizer import load_tokenizer
 from llmkit.errors import ModelError
-from llmkit.recipe.sections import ModelSection, PeftSection
+from llmkit.models.heads import CAUSAL_LM
+from llmkit.models.load import quiet
 from llmkit.tasks.base import Batch, Evaluated, Metric, Prediction
+from llmkit.tasks.network import NetworkSpec, build_network, export_network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,45 +27,12 @@ UNIGRAM_TOKENS = 50_000_000
 BOOTSTRAP_SEED = 0
 
 
-@dataclass(frozen=True)
-class NetworkSpec:
-    """What a decoder-only network is built from; the same values give the same weights."""
-
-    model: ModelSection
-    peft: PeftSection | None
-    tokenizer_dir: Path
-    seed: int
-    max_length: int
-    gradient_checkpointing: bool = False
-    allow_remote_code: bool = False
-
-
 def build_module(spec: NetworkSpec) -> nn.Module:
     """A CausalLMModule in float32 on the CPU, proven causal. Raises ModelError, RecipeError."""
-    from llmkit.data.tokenizer import load_tokenizer
-    from llmkit.errors import RecipeError
     from llmkit.models.isolation import probe_causal
     from llmkit.models.lm import CausalLMModule
-    from llmkit.models.load import load_model
 
-    tokenizer = load_tokenizer(spec.tokenizer_dir)
-    model: Any = load_model(
-        spec.model,
-        tokenizer,
-        seed=spec.seed,
-        max_length=spec.max_length,
-        gradient_checkpointing=spec.gradient_checkpointing,
-        allow_remote_code=spec.allow_remote_code,
-    )
-    if spec.peft is not None:
-        if spec.model.name_or_path is None:
-            raise RecipeError("an adapter needs a pretrained model: give model.name_or_path", key="peft")
-        from llmkit.models.peft import add_adapter
-
-        model = add_adapter(
-            model, spec.peft, name=spec.model.name_or_path, revision=spec.model.revision, seed=spec.seed
-        )
-    module = CausalLMModule(model)
+    module = CausalLMModule(build_network(spec, CAUSAL_LM))
     if not probe_causal(module):
         kind = module.inner().config.model_type
         raise ModelError(f"{kind} attends to later tokens, so it cannot learn to predict them", key="model")
@@ -72,13 +42,14 @@ def build_module(spec: NetworkSpec) -> nn.Module:
 def settle_packing(wanted: bool | None, module: nn.Module, saved: dict[str, Any] | None) -> bool:
     """Whether documents are packed: as the recipe says, else as before, else where the architecture isolates them."""
     from llmkit.models.isolation import probe_isolation
-    from llmkit.models.lm import unwrap
+    from llmkit.models.lm import CausalLMModule
+    from llmkit.models.wrapping import unwrap
 
     if wanted is False:
         return False
     if wanted is None and saved is not None and "packing" in saved:
         return bool(saved["packing"])
-    inner = unwrap(module)
+    inner = unwrap(module, CausalLMModule)
     isolated = probe_isolation(inner)
     if wanted is True and not isolated:
         message = (
@@ -115,9 +86,10 @@ def counts(batch: Batch) -> dict[str, int]:
 
 def predict(module: nn.Module, batch: Batch, samples: Sequence[Sample]) -> list[Prediction]:
     """One prediction a sample: sums over its supervised tokens. Rows of several samples are joined in `summarise`."""
-    from llmkit.models.lm import unwrap
+    from llmkit.models.lm import CausalLMModule
+    from llmkit.models.wrapping import unwrap
 
-    losses, hits = unwrap(module).score(batch)
+    losses, hits = unwrap(module, CausalLMModule).score(batch)
     tokens = (batch["labels"] != IGNORE).sum(1).tolist()
     sums, correct = losses.sum(1).tolist(), hits.sum(1).tolist()
     return [
@@ -228,29 +200,13 @@ def export(module: nn.Module, directory: Path, spec: NetworkSpec, *, stop_ids: l
     """The model (an adapter merged where the recipe says so), its generation settings and its tokenizer."""
     from transformers import GenerationConfig
 
-    from llmkit.data.tokenizer import load_tokenizer
-    from llmkit.models.lm import unwrap
-    from llmkit.models.load import quiet
+    from llmkit.models.lm import CausalLMModule
+    from llmkit.models.wrapping import unwrap
 
-    directory.mkdir(parents=True, exist_ok=True)
-    tokenizer = load_tokenizer(spec.tokenizer_dir)
-    inner = unwrap(module)
-    model = inner.model
+    export_network(unwrap(module, CausalLMModule).model, directory, spec, template=template)
+    tokenizer = load_tokenizer(directory)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
+    ids: Any = stop_ids if len(stop_ids) > 1 else stop_ids[0]
     with quiet():
-        if hasattr(model, "get_base_model"):
-            from llmkit.models.peft import merged, save_adapter
-
-            if spec.peft is not None and not spec.peft.merge:
-                save_adapter(model, directory)
-            else:
-                merged(model).save_pretrained(str(directory))
-        else:
-            model.save_pretrained(str(directory))  # type: ignore[operator]
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
-        ids: Any = stop_ids if len(stop_ids) > 1 else stop_ids[0]
         generation = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=ids, pad_token_id=pad)
         generation.save_pretrained(str(directory))
-        if template is not None:
-            tokenizer.chat_template = template
-        tokenizer.model_max_length = spec.max_length
-        tokenizer.save_pretrained(str(directory))

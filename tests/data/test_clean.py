@@ -88,7 +88,9 @@ def batch_of(**columns: list[object]) -> RecordBatch:
 def test_steps_act_on_every_text_of_a_conversation() -> None:
     messages = [{"role": "user", "content": "caf\u0065\u0301"}, {"role": "assistant", "content": "  yes "}]
     batch = batch_of(messages=[messages, [{"role": "assistant", "content": "<!-- gone -->"}]], tools=[None, None])
-    done = clean_batch(batch, build_cleaners([Normalize(step="normalize"), StripHtml(step="strip_html")]))
+    done = clean_batch(
+        batch, build_cleaners([Normalize(step="normalize"), StripHtml(step="strip_html")]), ("messages",)
+    )
     assert [m["content"] for m in batch.columns["messages"][0]] == ["café", "yes"]
     assert done.dropped.tolist() == [KEPT, 1]
     assert done.reasons[1] == "strip_html: nothing is left of the text"
@@ -98,7 +100,7 @@ def test_steps_act_on_every_text_of_a_conversation() -> None:
 def test_counts_a_step() -> None:
     batch = batch_of(text=["one two", "x", "三个字"])
     done = clean_batch(
-        batch, build_cleaners([LengthFilter(step="length", min_words=2), ExactDedup(step="exact_dedup")])
+        batch, build_cleaners([LengthFilter(step="length", min_words=2), ExactDedup(step="exact_dedup")]), ("text",)
     )
     assert done.dropped.tolist() == [KEPT, 0, KEPT]
     assert done.sizes[0].tolist() == [7, 1, 9]

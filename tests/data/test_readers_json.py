@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmkit.data.roles import EMPTY, INSTRUCTION, TEXT, RoleSpec
+from llmkit.data.roles import EMPTY
+from llmkit.data.rolespecs import INSTRUCTION, TEXT, RoleSpec
 from llmkit.errors import DataError
 from tests.data.test_readers_text import assert_resumes, places, read_all, records, rejects, write
 

@@ -10,7 +10,7 @@ import pytest
 
 from llmkit.data import sources
 from llmkit.data.records import RecordBatch
-from llmkit.data.roles import INSTRUCTION, TEXT, RoleSpec
+from llmkit.data.rolespecs import INSTRUCTION, TEXT, RoleSpec
 from llmkit.errors import DataError, LlmkitError
 from llmkit.recipe.sections import SourceSection
 

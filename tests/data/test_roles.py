@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmkit.data.readers.messages import Unusable, normalise
-from llmkit.data.roles import INSTRUCTION
+from llmkit.data.rolespecs import INSTRUCTION
 from llmkit.errors import DataError
 from llmkit.recipe.sections import MessageKeys
 from tests.data.test_readers_text import read_all, records, rejects, write

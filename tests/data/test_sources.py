@@ -18,7 +18,7 @@ import zstandard
 
 from llmkit.data import sources
 from llmkit.data.readers.stdlib import function_pairs
-from llmkit.data.roles import INSTRUCTION, TEXT
+from llmkit.data.rolespecs import INSTRUCTION, TEXT
 from llmkit.errors import DataError, LlmkitError
 from llmkit.recipe.sections import SourceSection
 from tests.data.test_readers_text import assert_resumes, places, read_all, records, rejects, write

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmkit.data.roles import INSTRUCTION, TEXT, RoleSpec
+from llmkit.data.rolespecs import INSTRUCTION, TEXT, RoleSpec
 from tests.data.test_readers_text import TAGS, read_all, records, rejects
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"

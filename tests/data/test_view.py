@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from llmkit.data.examples import Encoded, Ragged
-from llmkit.data.view import EncodedRows, Span, audit, spans
+from llmkit.data.view import Span, audit, spans
 from tests.fakes import MemorySplit
 
 
@@ -36,17 +33,6 @@ def test_audit_of_nothing():
     found = audit(MemorySplit([]), [9])
     assert found.supervised_share is None
     assert found.ends_supervised_share is None
-
-
-def test_rows_that_were_never_written():
-    streams = {
-        "input_ids": Ragged(np.array([1, 2, 3, 4, 5], np.uint32), np.array([2, 3])),
-        "loss_mask": Ragged(np.array([0, 1, 0, 0, 1], np.uint8), np.array([2, 3])),
-    }
-    rows = EncodedRows(Encoded(np.arange(2), streams))
-    assert rows.row(1, start=1).tolist() == [4, 5]
-    assert audit(rows, [5, 2]).ends_supervised_share == 1.0
-    assert spans(rows, 1, letters) == [Span("cd", False), Span("e", True)]
 
 
 def test_spans_cover_the_row():

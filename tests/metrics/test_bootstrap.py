@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llmkit.metrics import bootstrap
-from llmkit.metrics.bootstrap import paired_ratio_interval, ratio_interval, sign_test
+from llmkit.metrics.bootstrap import paired_ratio_interval, ratio_interval, sign_test, sums_interval
 
 
 def documents(n: int, seed: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -129,3 +129,12 @@ def test_sign_test_is_the_exact_binomial(better: int, worse: int) -> None:
     expected = min(1.0, 2 * tail / 2**n)
     assert sign_test(better, worse) == pytest.approx(expected, rel=1e-9)
     assert sign_test(worse, better) == sign_test(better, worse)
+
+
+def test_a_statistic_of_sums_agrees_with_the_ratio():
+    draw = np.random.default_rng(3)
+    top, bottom = draw.random(200), draw.random(200) + 0.5
+    expected = ratio_interval(top, bottom)
+    found = sums_interval(np.stack([top, bottom]), lambda sums: sums[0] / sums[1])
+    assert found == pytest.approx(expected)
+    assert sums_interval([[1.0], [2.0]], lambda sums: sums[0] / sums[1]) == (0.5, None, None)

@@ -11,7 +11,8 @@ import torch
 from llmkit.data.examples import IGNORE
 from llmkit.data.packing import BinPlan, PackedPlan, PaddedPlan
 from llmkit.models.isolation import probe_causal, probe_isolation
-from llmkit.models.lm import CausalLMModule, unwrap
+from llmkit.models.lm import CausalLMModule
+from llmkit.models.wrapping import unwrap
 from llmkit.tasks.language_model import collate, counts
 from tests.fakes import MemorySplit, tiny_model
 
@@ -199,4 +200,4 @@ def test_unwrap_sees_through_wrappers():
             super().__init__()
             self.module = inner
 
-    assert unwrap(Wrapper(Wrapper(module))) is module
+    assert unwrap(Wrapper(Wrapper(module)), CausalLMModule) is module

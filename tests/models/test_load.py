@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from llmkit.errors import ModelError, RecipeError
+from llmkit.models.heads import CAUSAL_LM
 from llmkit.models.load import load_model, locate, model_limit
 from llmkit.models.load import max_length as recipe_max_length
 from llmkit.models.peft import add_adapter, merged, save_adapter, target_modules, weights_sha256
@@ -83,7 +84,9 @@ def test_a_wrong_config_is_told_by_key(config, key, words, tokenizer):
     assert "\n" not in caught.value.message
 
 
-@pytest.mark.parametrize(("kind", "word"), [("t5", "encoder-decoder"), ("bert", "an encoder"), ("vit", "not a")])
+@pytest.mark.parametrize(
+    ("kind", "word"), [("t5", "encoder-decoder"), ("bert", "an encoder"), ("vit", "not made for it")]
+)
 def test_other_families_are_refused(kind, word, tokenizer):
     with pytest.raises(ModelError, match=word):
         load(ModelSection(config={"model_type": kind}), tokenizer)
@@ -115,7 +118,7 @@ def test_new_tokens_get_embeddings(saved, tmp_path, tokenizer):
     old = load(ModelSection(name_or_path=str(saved)), tokenizer).get_input_embeddings().weight
     assert torch.equal(tables[0][: len(tokenizer)], old)
     with pytest.raises(RecipeError, match=r"peft\.merge: true"):
-        add_adapter(models[0], PeftSection(), name=str(saved), revision=None, seed=0)
+        add_adapter(models[0], PeftSection(), name=str(saved), revision=None, seed=0, head=CAUSAL_LM)
 
 
 def test_tied_weights_stay_tied(tmp_path, tokenizer):
@@ -218,7 +221,7 @@ def test_gradient_checkpointing_changes_nothing(tokenizer):
 @pytest.mark.parametrize("kind", ["lora", "dora", "rslora"])
 def test_adapters_merge_into_the_same_function(kind, saved, tokenizer):
     base = load(ModelSection(name_or_path=str(saved)), tokenizer)
-    adapted = add_adapter(base, PeftSection(type=kind, r=4), name=str(saved), revision=None, seed=1)
+    adapted = add_adapter(base, PeftSection(type=kind, r=4), name=str(saved), revision=None, seed=1, head=CAUSAL_LM)
     trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     assert trained
     assert all("lora_" in name for name in trained)
@@ -242,7 +245,9 @@ def test_adapter_alone_pins_its_base(saved, tmp_path, tokenizer):
     base_dir, out = tmp_path / "base", tmp_path / "adapter"
     shutil.copytree(saved, base_dir)
     base = load(ModelSection(name_or_path=str(base_dir)), tokenizer)
-    adapted = add_adapter(base, PeftSection(r=4, target_modules=["q_proj"]), name=str(base_dir), revision=None, seed=1)
+    adapted = add_adapter(
+        base, PeftSection(r=4, target_modules=["q_proj"]), name=str(base_dir), revision=None, seed=1, head=CAUSAL_LM
+    )
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:

@@ -105,11 +105,8 @@ def test_a_file_without_a_map_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_unknown_and_later_names_of_tasks_and_steps(tmp_path: Path) -> None:
     told = message(write(tmp_path, BASE.replace("causal_lm", "causal_ml")))
-    assert (
-        "task.type: expected one of causal_lm, instruction, got the text 'causal_ml'; did you mean causal_lm?" in told
-    )
-    told = message(write(tmp_path, BASE.replace("causal_lm", "masked_lm")))
-    assert ":2: task.type: masked_lm is not available in this version" in told
+    assert "task.type: expected one of causal_lm, masked_lm," in told
+    assert "got the text 'causal_ml'; did you mean causal_lm?" in told
     told = message(write(tmp_path, BASE.replace("data:", "data:\n  clean: [{step: minhash_dedup}]")))
     assert ":8: data.clean.0.step: minhash_dedup is not available in this version" in told
 
@@ -125,7 +122,6 @@ def test_unknown_and_later_names_of_tasks_and_steps(tmp_path: Path) -> None:
         ("model.freeze=[wte]", "model.freeze"),
         ("model.config={model_type: ngram}", "model.config.model_type"),
         ("peft={type: ia3}", "peft.type"),
-        ("data.train.0.label_names=[a]", "data.train.0.label_names"),
     ],
 )
 def test_what_is_not_here_yet_is_refused(base: Path, override: str, key: str) -> None:

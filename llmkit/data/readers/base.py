@@ -15,7 +15,7 @@ from llmkit.errors import DataError
 from llmkit.recipe.sections import SourceSection
 
 if TYPE_CHECKING:
-    from llmkit.data.roles import RoleSpec
+    from llmkit.data.rolespecs import RoleSpec
 
 MAX_RECORD_BYTES = 64 * 2**20
 """A longer line, element or document is rejected without being held in memory."""

@@ -1,0 +1,61 @@
+"""An encoder-decoder as a TaskModule: source and labels in, the sum of the losses out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from llmkit.data.examples import IGNORE
+
+
+class Seq2SeqModule(nn.Module):
+    """`forward(batch) -> {"loss": sum of -log p(label) over labels that are not IGNORE}`, in float32 at least.
+
+    The decoder reads the labels shifted right, as transformers' own forward does (`prepare_decoder_input_ids...`).
+    label_smoothing: in training alone (arXiv:1512.00567, as torch's cross_entropy has it).
+    """
+
+    def __init__(self, model: nn.Module, *, label_smoothing: float = 0.0):
+        super().__init__()
+        self.model = model
+        self.label_smoothing = label_smoothing
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """batch: input_ids, attention_mask (B, S), labels (B, T) not shifted."""
+        logits, labels = self.logits(batch).flatten(0, 1), batch["labels"].flatten()
+        smoothing = self.label_smoothing if self.training else 0.0
+        return {
+            "loss": F.cross_entropy(
+                _upcast(logits), labels, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing
+            )
+        }
+
+    def inner(self) -> Any:
+        """The transformers model itself, adapters inside it included."""
+        get_base_model = getattr(self.model, "get_base_model", None)
+        return get_base_model() if get_base_model is not None else self.model
+
+    def logits(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(B, T, V) by the model's own forward."""
+        inner = self.inner()
+        logits: torch.Tensor = inner(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            decoder_input_ids=inner.prepare_decoder_input_ids_from_labels(batch["labels"]),
+            use_cache=False,
+        ).logits
+        return logits
+
+    @torch.no_grad()
+    def score(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T) -log p of each label in float64 (0 where not supervised), and whether it is the argmax."""
+        logits, labels = _upcast(self.logits(batch)), batch["labels"]
+        losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none").double()
+        return losses, (logits.argmax(-1) == labels) & (labels != IGNORE)
+
+
+def _upcast(logits: torch.Tensor) -> torch.Tensor:
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
