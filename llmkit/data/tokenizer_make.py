@@ -122,11 +122,8 @@ def _complete(recipe: Recipe, directory: Path) -> None:
     from llmkit.tasks import added_tokens, complete_tokenizer, named_tokens
 
     core = read_core(directory)
-    if (
-        recipe.task.type in CHATS
-        or named_tokens(recipe)
-        or added_tokens(recipe, lambda name: core.token_to_id(name) is not None, directory)
-    ):
+    needed = bool(named_tokens(recipe)) or recipe.task.type in CHATS
+    if needed or added_tokens(recipe, lambda name: core.token_to_id(name) is not None, directory):
         complete_tokenizer(recipe, directory)
 
 

@@ -50,6 +50,7 @@ def train_tokenizer(
         special = [*BERT_SPECIAL, *special]
     elif spec.algorithm != "bpe":
         special = [END, "<unk>", *additional]
+    special = list(dict.fromkeys(special))
     floor = len(special) + (256 if spec.algorithm == "bpe" else 1)
     if spec.vocab_size < floor:
         raise RecipeError(f"{spec.algorithm} needs at least {floor}, got {spec.vocab_size}", key=KEY)

@@ -59,7 +59,7 @@ class TaskKind:
 TASKS: dict[str, TaskKind] = {
     "causal_lm": TaskKind(lambda _: TEXT, causal_lm.build, causal_lm.added_tokens),
     "instruction": TaskKind(
-        lambda _: INSTRUCTION, instruction.build, instruction.added_tokens, instruction.template_text
+        lambda _: INSTRUCTION, instruction.build, instruction.added_tokens, template=instruction.template_text
     ),
 }
 
