@@ -12,11 +12,14 @@ from llmkit.data.prepare import Prepared
 from llmkit.data.tokenizer import load_tokenizer
 from llmkit.options import Options
 from llmkit.recipe.sections import Recipe, SourceSection
+from llmkit.recipe.tasks import LABELLED
 from llmkit.report.console import Console
 from llmkit.signals import stop_on_signal
 
 DRY_RUN_ROWS = 200
 """Rows of each source that a dry run looks at."""
+DRY_RUN_LABELLED = 100_000
+"""The same where rows have labels: a rare one must not seem to be missing in train."""
 NUM_EXAMPLES = 3
 MAX_REASONS = 5
 
@@ -54,11 +57,15 @@ def _dry_run(recipe: Recipe, console: Console) -> dict[str, Any]:
         return _describe(preparation.prepare(sample, console), recipe, console, exact=False)
 
 
+def dry_run_rows(recipe: Recipe) -> int:
+    return DRY_RUN_LABELLED if recipe.task.type in LABELLED else DRY_RUN_ROWS
+
+
 def sample_recipe(recipe: Recipe, scratch: Path) -> Recipe:
     """The recipe on the first rows of each source, prepared in `scratch`."""
 
     def first(sources: list[SourceSection]) -> list[SourceSection]:
-        rows = DRY_RUN_ROWS
+        rows = dry_run_rows(recipe)
         return [source.model_copy(update={"limit": min(rows, source.limit or rows)}) for source in sources]
 
     changes: dict[str, Any] = {name: first(getattr(recipe.data, name)) for name in ("train", "validation", "test")}
@@ -73,7 +80,7 @@ def _describe(prepared: Prepared, recipe: Recipe, console: Console, exact: bool)
         basis = "the prepared dataset"
         if not exact:
             trained = ", and a tokenizer trained on them alone" if recipe.tokenizer.train is not None else ""
-            basis = f"the first {DRY_RUN_ROWS} rows of each source{trained}; nothing is written"
+            basis = f"the first {dry_run_rows(recipe):,} rows of each source{trained}; nothing is written"
         lines = [f"from {basis}", *summary(prepared)]
         console.result("\n".join([*lines, *example_lines(examples)]))
     return {"exact": exact, "examples": examples, **report}
@@ -147,6 +154,7 @@ def _labels(audit: dict[str, Any]) -> str:
         found.append(f"{audit['zero_label_rows']:,} rows teach nothing")
     if audit["ends_supervised_share"] is not None and audit["ends_supervised_share"] < 1:
         found.append(f"{100 * (1 - audit['ends_supervised_share']):.1f}% do not end in a stop token")
+    found += [f"{number:,} {what}" for what, number in audit.get("counts", {}).items()]
     return "".join(f", {one}" for one in found)
 
 

@@ -165,7 +165,10 @@ def discard(recipe: Recipe, console: Console) -> None:
 
 def _checked(prepared: Prepared, recipe: Recipe) -> Prepared:
     """What a published dataset may still fail by keys that are no part of its identity."""
+    from llmkit.tasks import check_splits
+
     pipeline.check_bad(prepared.report["tally"], recipe.data.max_bad_fraction)
+    check_splits(recipe, prepared.splits)
     return prepared
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -39,7 +39,8 @@ class LabelAudit:
 
     zero_label_rows: rows without a supervised token, which teach nothing. ends_supervised_share: share of the rows
     whose last supervised token ends the answer or document; truncated rows have none, and a model that never sees one
-    never learns to stop. Where rows have labels instead of supervised tokens, only rows and tokens are counted.
+    never learns to stop. Where rows have labels instead of supervised tokens, only rows and tokens are counted. counts:
+    what else a task found in its rows, by what it is.
     """
 
     rows: int
@@ -48,9 +49,14 @@ class LabelAudit:
     supervised_share: float | None
     zero_label_rows: int
     ends_supervised_share: float | None
+    counts: dict[str, int] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, int | float | None]:
+    def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    def counting(self, counts: dict[str, int]) -> LabelAudit:
+        """With these things counted beside, those that did not occur left out."""
+        return replace(self, counts={what: number for what, number in counts.items() if number})
 
 
 def audit(rows: Rows, stop_ids: Sequence[int]) -> LabelAudit:

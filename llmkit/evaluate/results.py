@@ -21,11 +21,11 @@ UNIGRAM = "unigram_perplexity"
 
 
 def metrics_part(evaluated: Evaluated) -> dict[str, Any]:
-    """{metrics, suites, baselines} as the contract has them; the unigram model is a baseline."""
+    """{metrics, suites, baselines} as the contract has them, and tables; the unigram model is a baseline."""
     metrics = {name: metric_json(metric) for name, metric in evaluated.metrics.items() if name != UNIGRAM}
     unigram = evaluated.metrics.get(UNIGRAM)
     baselines = {} if unigram is None else {"unigram": {"perplexity": metric_json(unigram)}}
-    return {"metrics": metrics, "suites": {}, "baselines": baselines}
+    return {"metrics": metrics, "suites": {}, "baselines": baselines, "tables": evaluated.tables}
 
 
 def metric_json(metric: Metric) -> dict[str, float | int | None]:
@@ -77,6 +77,8 @@ def table(document: dict[str, Any], notes: list[str]) -> list[str]:
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
+    for name, rows_of in document["tables"].items():
+        lines += ["", *_table_of(name, rows_of)]
     provenance = document["provenance"]
     lines += [
         "",
@@ -94,6 +96,22 @@ def _row(name: str, metric: dict[str, Any], prefix: str = "") -> tuple[str, str,
     interval = "" if metric["low"] is None else f"{shown(metric['low'])} to {shown(metric['high'])}"
     count = "" if metric["n"] is None else f"{metric['n']:,}"
     return f"{prefix}{name}", shown(metric["value"]), interval, count
+
+
+def _table_of(name: str, rows: dict[str, dict[str, Any]]) -> list[str]:
+    """One of the tables, a header first."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    cells = [[name, *columns]]
+    for label, row in rows.items():
+        values = [row.get(column) for column in columns]
+        cells.append([label, *(f"{value:.4f}" if isinstance(value, float) else f"{value}" for value in values)])
+    widths = [max(len(row[column]) for row in cells) for column in range(len(columns) + 1)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in cells
+    ]
 
 
 def _finite(value: float | None) -> float | None:

@@ -48,7 +48,7 @@ def evaluate_split(
     """Metrics of `module` on `split`, the same on every process. `module` is the unwrapped TaskModule on its device.
 
     batch_size: sequences a batch and process; None: as many as a budget of tokens allows.
-    max_samples: at most that many rows, always the same ones (chosen by a hash). bootstrap: with 95% intervals.
+    max_samples: at most that many records, always the same ones (chosen by a hash). bootstrap: with 95% intervals.
     """
     predictions = predict_split(
         task, module, split, accelerator, batch_size=batch_size, max_samples=max_samples, progress=progress
@@ -71,7 +71,7 @@ def predict_split(
 
     subset = None
     if max_samples is not None and max_samples < split.num_rows:
-        subset = Subset(split, choose_rows(split.num_rows, max_samples))
+        subset = Subset(split, _records(split, max_samples))
     plan = task.eval_plan(split if subset is None else cast("Split", subset))
     device = accelerator.device if accelerator is not None else module_device(module)
     batches = plan_batches(plan, batch_size=batch_size, device=device.type)
@@ -94,6 +94,13 @@ def predict_split(
     if subset is not None:
         predictions = [replace(found, row=int(subset.rows[found.row])) for found in predictions]
     return _gather(predictions, world)
+
+
+def _records(split: Split, wanted: int) -> NDArray[np.int64]:
+    """The rows of at most `wanted` records, whole: bytes stand on a record's first row only, its windows follow."""
+    numbers = np.maximum(np.cumsum(np.asarray(split.bytes_of()) > 0) - 1, 0)
+    count = int(numbers[-1]) + 1
+    return np.flatnonzero(np.isin(numbers, choose_rows(count, min(wanted, count))))
 
 
 def plan_batches(plan: Plan, *, batch_size: int | None, device: str) -> list[NDArray[np.int64]]:

@@ -69,7 +69,7 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
         *("loss", "accuracy", "precision", "recall", "f1", "f1_micro", "f1_weighted", "mcc"),
         *("pearson", "spearman", "mse"),
     ),
-    "token_classification": ("loss", "precision", "recall", "f1", "accuracy"),
+    "token_classification": ("loss", "precision", "recall", "f1", "f1_micro", "accuracy"),
     "question_answering": ("loss", "exact_match", "f1"),
     "translation": ("loss", "sacrebleu", "chrf", "ter"),
     "summarization": ("loss", "rouge1", "rouge2", "rougeL", "rougeLsum"),

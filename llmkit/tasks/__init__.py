@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from llmkit.data.rolespecs import INSTRUCTION, TEXT, RoleSpec
+from llmkit.data.rolespecs import INSTRUCTION, TAGGING, TEXT, RoleSpec
 from llmkit.models.source import max_length
 from llmkit.recipe.sections import Recipe
 from llmkit.recipe.tasks import TaskSection
-from llmkit.tasks import causal_lm, instruction
+from llmkit.tasks import causal_lm, instruction, token_classification
 from llmkit.tasks.base import Encoder, Task
 from llmkit.tasks.network import NetworkSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from llmkit.data.shards import Split
+
 __all__ = [
     "TASKS",
     "TaskKind",
     "added_tokens",
     "build_task",
+    "check_splits",
     "complete_tokenizer",
     "encoder_for",
     "named_tokens",
@@ -41,12 +44,17 @@ def _no_names(recipe: Recipe) -> dict[str, str]:
     return {}
 
 
+def _no_check(recipe: Recipe, splits: Mapping[str, Split]) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class TaskKind:
     """roles: the columns it reads. build: the task of a recipe, on a complete tokenizer. tokens: special tokens that it
     needs and the tokenizer (in a directory, where there is one) lacks. named: special tokens that must have a name in
     the tokenizer (`pad_token`: one that is no end of text), with the text of one to add where it has none. template:
-    the chat template to store with the tokenizer. All raise RecipeError, ModelError.
+    the chat template to store with the tokenizer. check: what prepared splits show to be wrong before training
+    (DataError). words: its rows are lists of words. All raise RecipeError, ModelError.
     """
 
     roles: Callable[[TaskSection], RoleSpec]
@@ -54,12 +62,17 @@ class TaskKind:
     tokens: Callable[[Recipe, Has, Path | None], list[str]] = _no_tokens
     named: Callable[[Recipe], dict[str, str]] = _no_names
     template: Callable[[Recipe, Path], str] | None = None
+    check: Callable[[Recipe, Mapping[str, Split]], None] = _no_check
+    words: bool = False
 
 
 TASKS: dict[str, TaskKind] = {
     "causal_lm": TaskKind(lambda _: TEXT, causal_lm.build, causal_lm.added_tokens),
     "instruction": TaskKind(
         lambda _: INSTRUCTION, instruction.build, instruction.added_tokens, template=instruction.template_text
+    ),
+    "token_classification": TaskKind(
+        lambda _: TAGGING, token_classification.build, check=token_classification.check, words=True
     ),
 }
 
@@ -86,6 +99,11 @@ def build_task(recipe: Recipe, tokenizer_dir: Path, *, allow_remote_code: bool =
         trained=trained,
     )
     return TASKS[recipe.task.type].build(recipe, network)
+
+
+def check_splits(recipe: Recipe, splits: Mapping[str, Split]) -> None:
+    """What is wrong with prepared splits that are each right. Raises DataError."""
+    TASKS[recipe.task.type].check(recipe, splits)
 
 
 def encoder_for(recipe: Recipe, tokenizer_dir: Path) -> Encoder:
@@ -116,7 +134,8 @@ def complete_tokenizer(recipe: Recipe, directory: Path) -> list[str]:
     make = TASKS[recipe.task.type].template
     template = make(recipe, directory) if make is not None else None
     names = {name: token for name, token in named_tokens(recipe).items() if lacks(tokenizer, name)}
-    if tokens or names or (template is not None and template != own_template(directory)):
+    spaced = TASKS[recipe.task.type].words and space_words(tokenizer)
+    if spaced or tokens or names or (template is not None and template != own_template(directory)):
         if tokens:
             tokenizer.add_tokens(tokens, special_tokens=True)
         if names:
@@ -125,6 +144,20 @@ def complete_tokenizer(recipe: Recipe, directory: Path) -> list[str]:
             tokenizer.chat_template = template
         tokenizer.save_pretrained(str(directory))
     return [*tokens, *names.values()]
+
+
+def space_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Lets a byte-level tokenizer see words as they stand in running text, a blank before each: transformers'
+    `add_prefix_space`, without which its RoBERTa refuses lists of words. Whether that was new to it."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    core: Any = getattr(tokenizer, "backend_tokenizer", None)
+    before = getattr(core, "pre_tokenizer", None)
+    if not isinstance(before, ByteLevel) or before.add_prefix_space:
+        return False
+    core.pre_tokenizer = ByteLevel(add_prefix_space=True, use_regex=before.use_regex)
+    tokenizer.init_kwargs["add_prefix_space"] = True
+    return True
 
 
 def lacks(tokenizer: PreTrainedTokenizerBase, name: str) -> bool:

@@ -61,6 +61,8 @@ class Evaluated:
     metrics: dict[str, Metric]
     items: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
+    tables: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    """Figures that are not one number: {table: {row: {column: value}}}, a type of entity a row."""
 
 
 class Task(Protocol):

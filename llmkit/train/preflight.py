@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.data import prepare
-from llmkit.data.command import DRY_RUN_ROWS, describe_examples, example_lines, sample_recipe, summary
+from llmkit.data.command import describe_examples, dry_run_rows, example_lines, sample_recipe, summary
 from llmkit.data.prepare import Prepared
 from llmkit.errors import EnvironmentFailure
 from llmkit.files import free_bytes
@@ -43,7 +43,7 @@ def dry_run(recipe: Recipe, options: Options, console: Console) -> dict[str, Any
         }
         report["run"] = try_once(recipe, options, prepared, Path(scratch), exact)
     if not options.json:
-        console.result(as_text(report, summary(prepared)))
+        console.result(as_text(report, summary(prepared), dry_run_rows(recipe)))
     check_disk(recipe, report["run"])
     return report
 
@@ -108,10 +108,10 @@ def check_disk(recipe: Recipe, run: dict[str, Any]) -> None:
         )
 
 
-def as_text(report: dict[str, Any], data: list[str]) -> str:
+def as_text(report: dict[str, Any], data: list[str], sample_rows: int) -> str:
     """The report for people; `data` is its part on the prepared data."""
     run = report["run"]
-    kind = "the prepared data" if report["exact"] else f"a sample: the first {DRY_RUN_ROWS} rows of each source"
+    kind = "the prepared data" if report["exact"] else f"a sample: the first {sample_rows:,} rows of each source"
     lines = ["Resolved recipe", "", report["recipe"].rstrip(), "", f"Data, from {kind}", "", *data]
     lines += ["", "Examples", "", *example_lines(report["examples"]), "", "Run", ""]
     about = "" if run["total_steps_are_exact"] else " in the sample; the whole data has more"
