@@ -17,15 +17,17 @@ from llmkit.tasks.base import Evaluated, Metric
 
 DIRECTORY = "evaluation"
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
+PRINTED_TABLES = ("per_class", "per_type", "per_tag", "per_kind")
+"""Tables of a task that people see too: {row: {column: value}}."""
 UNIGRAM = "unigram_perplexity"
 
 
 def metrics_part(evaluated: Evaluated) -> dict[str, Any]:
-    """{metrics, suites, baselines} as the contract has them, and tables; the unigram model is a baseline."""
+    """{metrics, suites, baselines} as the contract has them, and the task's tables; the unigram model is a baseline."""
     metrics = {name: metric_json(metric) for name, metric in evaluated.metrics.items() if name != UNIGRAM}
     unigram = evaluated.metrics.get(UNIGRAM)
     baselines = {} if unigram is None else {"unigram": {"perplexity": metric_json(unigram)}}
-    return {"metrics": metrics, "suites": {}, "baselines": baselines, "tables": evaluated.tables}
+    return {"metrics": metrics, "suites": {}, "baselines": baselines, **evaluated.tables}
 
 
 def metric_json(metric: Metric) -> dict[str, float | int | None]:
@@ -77,8 +79,9 @@ def table(document: dict[str, Any], notes: list[str]) -> list[str]:
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
-    for name, rows_of in document["tables"].items():
-        lines += ["", *_table_of(name, rows_of)]
+    for name in PRINTED_TABLES:
+        if name in document:
+            lines += ["", *_table_of(name, document[name])]
     provenance = document["provenance"]
     lines += [
         "",

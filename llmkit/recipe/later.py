@@ -28,7 +28,6 @@ PENDING = frozenset(
         "span_corruption",
         "denoising",
         "sequence_classification",
-        "question_answering",
         "translation",
         "summarization",
         "preference",

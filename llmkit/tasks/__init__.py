@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkit.data.rolespecs import INSTRUCTION, TAGGING, TEXT, RoleSpec
+from llmkit.data.rolespecs import INSTRUCTION, QUESTIONS, TAGGING, TEXT, RoleSpec
 from llmkit.models.source import max_length
 from llmkit.recipe.sections import Recipe
 from llmkit.recipe.tasks import TaskSection
-from llmkit.tasks import causal_lm, instruction, token_classification
+from llmkit.tasks import causal_lm, instruction, question_answering, token_classification
 from llmkit.tasks.base import Encoder, Task
 from llmkit.tasks.network import NetworkSpec
 
@@ -74,6 +74,7 @@ TASKS: dict[str, TaskKind] = {
     "token_classification": TaskKind(
         lambda _: TAGGING, token_classification.build, check=token_classification.check, words=True
     ),
+    "question_answering": TaskKind(lambda _: QUESTIONS, question_answering.build),
 }
 
 

@@ -58,11 +58,12 @@ class Metric:
 
 @dataclass(slots=True)
 class Evaluated:
+    """`tables`: JSON beside the metrics, by name (per_class, confusion_matrix)."""
+
     metrics: dict[str, Metric]
     items: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
-    tables: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    """Figures that are not one number: {table: {row: {column: value}}}, a type of entity a row."""
+    tables: dict[str, Any] = field(default_factory=dict)
 
 
 class Task(Protocol):

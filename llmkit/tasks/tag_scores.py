@@ -57,7 +57,7 @@ def evaluated(sentences: list[Sentence], scheme: Scheme, split: Split, *, bootst
         {name: metric for name, metric in metrics.items() if metric is not None},
         _items(sentences, matches, correct, scheme, split) if bootstrap else [],
         _notes(sentences, scheme),
-        {"tags" if scheme == "none" else "entities": _table(matches, kinds)},
+        {"per_tag" if scheme == "none" else "per_type": _table(matches, kinds)},
     )
 
 
