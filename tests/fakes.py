@@ -103,3 +103,33 @@ def tiny_model(kind: str, *, seed: int = 0, attention: str | None = None, vocab_
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.1)
     return model
+
+
+WORDS = "the a cat dog sat on mat in is of who where what city town lives ann bob paris rome york new , . ?"
+
+
+def wordpiece_tokenizer(directory: Path, *, extra: tuple[str, ...] = ()) -> Path:
+    """BERT's tokenizer on a few words, single letters and Chinese characters, saved as transformers does."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertTokenizerFast
+
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    pieces = [
+        *letters,
+        *(f"##{letter}" for letter in letters),
+        *WORDS.split(),
+        *"北京上海大学在的是王明住哪里谁，。？",
+        *extra,
+    ]
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(pieces)]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(names))}
+    core = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    core.normalizer = normalizers.BertNormalizer(lowercase=True)
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")],
+    )
+    BertTokenizerFast(tokenizer_object=core).save_pretrained(str(directory))
+    return directory

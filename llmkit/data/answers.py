@@ -1,7 +1,8 @@
 """Answers of a question as rows hold them, and where they stand in the context, whose text may have been cleaned since.
 
 An offset that does not match is repaired: the nearest occurrence of the text, else the nearest that is equal but for
-case, width and blanks. An answer that is nowhere is not used; a question that keeps none is set aside.
+case, width and blanks; rather one that cuts no word. An answer that is nowhere is not used; a question that keeps none
+is set aside.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass
 from typing import Any
+
+FIRST_CJK = "\u2e80"
+"""Scripts from here on write words without blanks between them, as far as they are common."""
 
 
 class UnusableAnswers(ValueError):
@@ -86,14 +90,19 @@ def locate(context: str, text: str, start: int | None) -> tuple[int, int] | None
     is None), exactly or but for case, width and blanks. None where it is nowhere."""
     if start is not None and context.startswith(text, start):
         return start, start + len(text)
-    places = _places(context, text.strip())
-    if places:
-        best = min(places, key=lambda place: abs(place - (start or 0)))
-        return best, best + len(text.strip())
-    folded, origin = _fold(context)
-    wanted = _fold(text)[0].strip()
-    spans = [(origin[place], origin[place + len(wanted) - 1] + 1) for place in _places(folded, wanted)]
-    return min(spans, key=lambda span: abs(span[0] - (start or 0))) if spans else None
+    size = len(text.strip())
+    spans = [(place, place + size) for place in _places(context, text.strip())]
+    if not spans:
+        folded, origin = _fold(context)
+        wanted = _fold(text)[0].strip()
+        spans = [(origin[place], origin[place + len(wanted) - 1] + 1) for place in _places(folded, wanted)]
+    return min(spans, key=lambda span: (_cuts_a_word(context, *span), abs(span[0] - (start or 0))), default=None)
+
+
+def _cuts_a_word(context: str, first: int, end: int) -> bool:
+    """Whether a span begins or ends inside a word of a script that has blanks between words."""
+    ends = [context[place - 1 : place + 1] for place in (first, end) if place]
+    return any(len(pair) == 2 and pair.isalnum() and max(pair) < FIRST_CJK for pair in ends)
 
 
 def _places(text: str, part: str) -> list[int]:

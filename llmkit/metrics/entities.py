@@ -44,7 +44,7 @@ def detect_scheme(tags: Collection[str]) -> tuple[Scheme, str | None]:
 
 
 def contradiction(scheme: Scheme, tags: Collection[str]) -> str | None:
-    """A tag that is not of the scheme, or that the scheme lacks; None where the tags may be of it."""
+    """A tag that is not of the scheme, or not without others that are missing; None where the tags may be of it."""
     if scheme == "none":
         return None
     letters = {tag: split_tag(tag) for tag in sorted(tags) if tag != OUTSIDE}
@@ -52,9 +52,10 @@ def contradiction(scheme: Scheme, tags: Collection[str]) -> str | None:
         if parts is None or parts[0] not in LETTERS[scheme]:
             return tag
     used = {parts[0] for parts in letters.values() if parts is not None}
-    if scheme == "BIO" and used == {"I"}:  # without any B it is IO
-        return next(iter(letters))
-    return None
+    # in IO nothing begins; in BIO and IO nothing ends
+    missing = {"BIO": "B", "BMES": "E", "BILOU": "L"}.get(scheme, "")
+    longer = (tag for tag, parts in letters.items() if parts is not None and parts[0] in "BMI")
+    return next(longer, None) if missing and missing not in used else None
 
 
 def entities(tags: Sequence[str]) -> list[Span]:

@@ -157,7 +157,9 @@ def space_words(tokenizer: PreTrainedTokenizerBase) -> bool:
     if not isinstance(before, ByteLevel) or before.add_prefix_space:
         return False
     core.pre_tokenizer = ByteLevel(add_prefix_space=True, use_regex=before.use_regex)
-    tokenizer.init_kwargs["add_prefix_space"] = True
+    tokenizer.init_kwargs["add_prefix_space"] = True  # saved from here, or from the attribute where a class has it
+    if hasattr(tokenizer, "add_prefix_space"):
+        tokenizer.add_prefix_space = True
     return True
 
 

@@ -15,7 +15,7 @@ from llmkit.data.examples import IGNORE
 from llmkit.data.labels import names_of
 from llmkit.data.rows import RowPlan
 from llmkit.data.tokenizer import read_special_ids
-from llmkit.errors import DataError
+from llmkit.errors import DataError, ModelError
 from llmkit.metrics.entities import Scheme, contradiction, detect_scheme
 from llmkit.models.heads import labelled_head
 from llmkit.models.source import locate, read_config
@@ -104,8 +104,8 @@ def choose_scheme(wanted: Scheme | Literal["auto"], labels: Sequence[str]) -> Sc
     against = contradiction(wanted, labels)
     if against is not None:
         raise DataError(
-            f"the train labels have {against}, which {wanted} does not; they look like {found}"
-            f"{' (plain tags)' if found == 'none' else ''}: set task.tagging_scheme: {found} or auto",
+            f"the train labels contradict {wanted}: they have {against} and look like {found}"
+            f"{' (plain tags)' if found == 'none' else ''}; set task.tagging_scheme: {found} or auto",
             key="task.tagging_scheme",
         )
     return wanted
@@ -128,17 +128,24 @@ class TokenClassificationTask:
         return TokenEncoder(self.network.tokenizer_dir, self.network.max_length, self.overflow)
 
     def prepare(self, train: Split | None, validation: Split | None) -> None:
-        """Labels and scheme: of the trained model's config, else of the train split."""
-        known = _config_of(self.network) if self.network.trained else {}
-        if "id2label" in known:
-            names = {int(number): str(name) for number, name in known["id2label"].items()}
-            labels = [names[number] for number in sorted(names)]
-        else:
-            assert train is not None, "without a trained model there is training data"
-            labels = labels_of(train, self.named)
-        scheme = known.get(SCHEME)
-        self.scratch["labels"] = labels
-        self.scratch["scheme"] = scheme if scheme is not None else choose_scheme(self.scheme, labels)
+        """Labels and scheme: of a finished run's model, else of the train split. Raises ModelError."""
+        config = _config_of(self.network)
+        old = _labels_in(config)
+        if self.network.trained and old:
+            self.scratch.update(labels=old, scheme=config.get(SCHEME) or detect_scheme(old)[0])
+            return
+        if train is None:
+            raise DataError("no training rows to take the labels from", key="data.train")
+        labels = labels_of(train, self.named)
+        self.scratch["scheme"] = choose_scheme(self.scheme, labels)
+        if old and not set(labels) <= set(old):
+            more = [label for label in labels if label not in old]
+            raise ModelError(
+                f"{self.network.model.name_or_path} tags {len(old)} labels ({', '.join(old[:10])}), and the data has "
+                f"others ({', '.join(more[:10])}); give the encoder it was made from, or map the data to its labels",
+                key="model.name_or_path",
+            )
+        self.scratch["labels"] = old or labels
 
     def build_model(self) -> nn.Module:
         from llmkit.models.token_classifier import TokenClassifier
@@ -235,9 +242,16 @@ def label_ids(rows: Rows, labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray
 
 
 def _config_of(network: NetworkSpec) -> dict[str, Any]:
-    """The config of a trained model; of an adapter it is its base's, which has no labels of ours."""
+    """The config of given weights; an adapter's has no labels of ours."""
     name = network.model.name_or_path
-    assert name is not None, "a trained model has a place"
-    if (Path(name) / "adapter_config.json").exists():
+    if name is None or (Path(name) / "adapter_config.json").exists():
         return {}
     return read_config(locate(name, revision=network.model.revision))
+
+
+def _labels_in(config: dict[str, Any]) -> list[str]:
+    """The labels of a token classifier, in the order of their numbers; none of another model."""
+    if not any(str(name).endswith("ForTokenClassification") for name in config.get("architectures") or ()):
+        return []
+    names = {int(number): str(name) for number, name in config.get("id2label", {}).items()}
+    return [names[number] for number in sorted(names)]
