@@ -108,19 +108,13 @@ def tiny_model(kind: str, *, seed: int = 0, attention: str | None = None, vocab_
 WORDS = "the a cat dog sat on mat in is of who where what city town lives ann bob paris rome york new , . ?"
 
 
-def wordpiece_tokenizer(directory: Path, *, extra: tuple[str, ...] = ()) -> Path:
+def wordpiece_tokenizer(directory: Path) -> Path:
     """BERT's tokenizer on a few words, single letters and Chinese characters, saved as transformers does."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertTokenizerFast
 
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
-    pieces = [
-        *letters,
-        *(f"##{letter}" for letter in letters),
-        *WORDS.split(),
-        *"北京上海大学在的是王明住哪里谁，。？",
-        *extra,
-    ]
+    pieces = [*letters, *(f"##{letter}" for letter in letters), *WORDS.split(), *"北京上海大学在的是王明住哪里谁，。？"]
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(pieces)]
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(names))}
     core = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))

@@ -51,7 +51,7 @@ def preprocess(recipe: Recipe, options: Options, console: Console) -> dict[str, 
 def _dry_run(recipe: Recipe, console: Console) -> dict[str, Any]:
     found = preparation.load(recipe)
     if found is not None:
-        return _describe(found, recipe, console, exact=True)
+        return _describe(preparation.checked(found, recipe), recipe, console, exact=True)
     with tempfile.TemporaryDirectory(prefix="llmkit-dry-run-") as scratch:
         sample = sample_recipe(recipe, Path(scratch))
         return _describe(preparation.prepare(sample, console), recipe, console, exact=False)

@@ -116,7 +116,7 @@ def prepare(recipe: Recipe, console: Console, *, shard_bytes: int = SHARD_BYTES)
     directory = wanted.directory
     if (directory / MANIFEST).exists():
         console.note(f"prepared data: {directory} matches")
-        return _checked(open_prepared(directory), recipe)
+        return checked(open_prepared(directory), recipe)
     missed = explain_miss(wanted.prepared_dir, wanted.fingerprint, wanted.groups)
     if missed is not None:
         console.note(f"{missed}; preparing anew")
@@ -134,7 +134,7 @@ def prepare(recipe: Recipe, console: Console, *, shard_bytes: int = SHARD_BYTES)
                     message = "preprocessing stopped; run the same command again to go on from its last finished shard"
                     raise Stopped(stopped.signum, saved=True, message=message) from stopped
                 raise
-    return _checked(open_prepared(directory), recipe)
+    return checked(open_prepared(directory), recipe)
 
 
 def _check_place(prepared_dir: Path) -> None:
@@ -163,8 +163,9 @@ def discard(recipe: Recipe, console: Console) -> None:
         shutil.rmtree(wanted.prepared_dir / f".partial-{wanted.directory.name}", ignore_errors=True)
 
 
-def _checked(prepared: Prepared, recipe: Recipe) -> Prepared:
-    """What a published dataset may still fail by keys that are no part of its identity."""
+def checked(prepared: Prepared, recipe: Recipe) -> Prepared:
+    """The dataset, unless it fails by keys that are no part of its identity, or by splits that do not fit each other.
+    Raises DataError."""
     from llmkit.tasks import check_splits
 
     pipeline.check_bad(prepared.report["tally"], recipe.data.max_bad_fraction)

@@ -51,7 +51,8 @@ RATIOS: dict[str, Ratio] = {
     "perplexity": Ratio(_loss_sum, _tokens, np.exp),
     "token_accuracy": Ratio(_correct, _tokens),
 }
-"""Metrics that predictions.jsonl holds item by item. Others are compared without an interval."""
+"""Metrics that predictions.jsonl holds item by item, as it does those under an item's `sums`: {metric: [numerator,
+denominator]}. Others are compared without an interval."""
 
 
 def compare(a: Path, b: Path, console: Console) -> dict[str, Any]:
@@ -127,6 +128,8 @@ def _compare(
 def _ratio(name: str, first: dict[str, Any], second: dict[str, Any], pairs: list[tuple[Item, Item]]) -> Ratio | None:
     if name == "bits_per_byte" and all("bytes" in item for pair in pairs for item in pair):
         return Ratio(lambda item: _loss_sum(item) / float(np.log(2)), lambda item: float(item["bytes"]))
+    if all(name in item.get("sums", ()) for pair in pairs for item in pair):
+        return Ratio(lambda item: float(item["sums"][name][0]), lambda item: float(item["sums"][name][1]))
     known = RATIOS.get(name)
     if known is None or not all("tokens" in item and "loss" in item for pair in pairs for item in pair):
         return None

@@ -17,8 +17,6 @@ from llmkit.tasks.base import Evaluated, Metric
 
 DIRECTORY = "evaluation"
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
-PRINTED_TABLES = ("per_class", "per_type", "per_tag", "per_kind")
-"""Tables of a task that people see too: {row: {column: value}}."""
 UNIGRAM = "unigram_perplexity"
 
 
@@ -79,9 +77,6 @@ def table(document: dict[str, Any], notes: list[str]) -> list[str]:
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
-    for name in PRINTED_TABLES:
-        if name in document:
-            lines += ["", *_table_of(name, document[name])]
     provenance = document["provenance"]
     lines += [
         "",
@@ -99,22 +94,6 @@ def _row(name: str, metric: dict[str, Any], prefix: str = "") -> tuple[str, str,
     interval = "" if metric["low"] is None else f"{shown(metric['low'])} to {shown(metric['high'])}"
     count = "" if metric["n"] is None else f"{metric['n']:,}"
     return f"{prefix}{name}", shown(metric["value"]), interval, count
-
-
-def _table_of(name: str, rows: dict[str, dict[str, Any]]) -> list[str]:
-    """One of the tables, a header first."""
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    cells = [[name, *columns]]
-    for label, row in rows.items():
-        values = [row.get(column) for column in columns]
-        cells.append([label, *(f"{value:.4f}" if isinstance(value, float) else f"{value}" for value in values)])
-    widths = [max(len(row[column]) for row in cells) for column in range(len(columns) + 1)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in cells
-    ]
 
 
 def _finite(value: float | None) -> float | None:

@@ -116,6 +116,7 @@ def _items(
     for question, (text, best), (exact, f1), place, number in zip(
         answered, predictions, table.tolist(), places, windows.tolist(), strict=True
     ):
+        loss = math.fsum(window["loss"] for window in question.windows)
         items.append(
             {
                 "row": question.row,
@@ -129,7 +130,8 @@ def _items(
                 "n_best": [{"text": one, "score": score} for one, score in best[:SHOWN]],
                 **({} if threshold is None else {"null_score": question.null}),
                 "windows": number,
-                "loss": math.fsum(window["loss"] for window in question.windows) / number,
+                "loss": loss / number,
+                "sums": {"exact_match": [exact, 1], "f1": [f1, 1], "loss": [loss, number]},
             }
         )
     return items

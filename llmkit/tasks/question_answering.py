@@ -60,17 +60,15 @@ class QuestionAnsweringTask:
     def prepare(self, train: Split | None, validation: Split | None) -> None:
         """Whether no answer is an answer: as the trained model learnt it, else where a training question has none."""
         name = self.network.model.name_or_path
-        if self.network.trained and name is not None and (Path(name) / "config.json").exists():
-            found = read_config(locate(name)).get(NO_ANSWER)
-            if found is not None:
-                self.scratch[NO_ANSWER] = bool(found)
-                return
-        self.scratch[NO_ANSWER] = train is not None and _some_have_no_answer(train)
+        found = None
+        if self.network.trained and name is not None:
+            found = read_config(locate(name, revision=self.network.model.revision)).get(NO_ANSWER)
+        self.scratch[NO_ANSWER] = found if found is not None else train is not None and _some_have_no_answer(train)
 
     def build_model(self) -> nn.Module:
         from llmkit.models.span_finder import SpanFinder
 
-        head = replace(QUESTION_ANSWERING, config={NO_ANSWER: self.scratch[NO_ANSWER]})
+        head = replace(QUESTION_ANSWERING, config={"num_labels": 2, NO_ANSWER: self.scratch[NO_ANSWER]})
         names = load_tokenizer(self.network.tokenizer_dir).model_input_names
         return SpanFinder(
             build_network(self.network, head),

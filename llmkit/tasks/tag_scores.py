@@ -57,7 +57,7 @@ def evaluated(sentences: list[Sentence], scheme: Scheme, split: Split, *, bootst
         {name: metric for name, metric in metrics.items() if metric is not None},
         _items(sentences, matches, correct, scheme, split) if bootstrap else [],
         _notes(sentences, scheme),
-        {"per_tag" if scheme == "none" else "per_type": _table(matches, kinds)},
+        {"per_class": _table(matches, kinds)},
     )
 
 
@@ -118,7 +118,8 @@ def _table(matches: list[Found], kinds: list[str]) -> Table:
     table: Table = {}
     for kind in kinds:
         precision, recall, f1 = score(*(part[kind] for part in totals))
-        table[kind] = {"precision": precision, "recall": recall, "f1": f1, "support": totals[2][kind]}
+        counts = {"gold": totals[2][kind], "predicted": totals[1][kind]}
+        table[kind] = {"precision": precision, "recall": recall, "f1": f1, **counts}
     return table
 
 
@@ -128,9 +129,14 @@ def _items(
     places = split.origins(np.array([sentence.row for sentence in sentences], np.int64))
     items = []
     for sentence, found, right, place in zip(sentences, matches, correct.tolist(), places, strict=True):
-        counts = {
-            name: sum(part.values()) for name, part in zip(("correct", "predicted", "gold"), _parts(found), strict=True)
-        }
+        agreeing, predicted, gold = (sum(part.values()) for part in _parts(found))
+        sums: dict[str, list[int]] = {"accuracy": [right, len(sentence.words)]}
+        if scheme != "none":
+            sums |= {
+                "precision": [agreeing, predicted],
+                "recall": [agreeing, gold],
+                "f1": [2 * agreeing, predicted + gold],
+            }
         items.append(
             {
                 "row": sentence.row,
@@ -138,8 +144,8 @@ def _items(
                 "words": sentence.words,
                 "labels": sentence.gold,
                 "prediction": sentence.predicted if scheme == "none" else _tags(sentence, scheme),
-                **({} if scheme == "none" else {"entities": counts, "f1": _f1_of(counts)}),
-                "accuracy": right / len(sentence.words),
+                "sums": sums,
+                **{name: _ratio(*pair) for name, pair in sums.items()},
                 "loss": sentence.loss / sentence.tokens if sentence.tokens else None,
                 "tokens": sentence.tokens,
             }
@@ -147,10 +153,9 @@ def _items(
     return items
 
 
-def _f1_of(counts: dict[str, int]) -> float | None:
-    """None for a sentence without entities, in which none was seen."""
-    total = counts["predicted"] + counts["gold"]
-    return 2 * counts["correct"] / total if total else None
+def _ratio(numerator: int, denominator: int) -> float | None:
+    """None where there is nothing to count, as in a sentence without entities."""
+    return numerator / denominator if denominator else None
 
 
 def _notes(sentences: list[Sentence], scheme: Scheme) -> list[str]:

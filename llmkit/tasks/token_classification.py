@@ -242,11 +242,9 @@ def label_ids(rows: Rows, labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray
 
 
 def _config_of(network: NetworkSpec) -> dict[str, Any]:
-    """The config of given weights; an adapter's has no labels of ours."""
+    """The config of given weights; an adapter's is its base's."""
     name = network.model.name_or_path
-    if name is None or (Path(name) / "adapter_config.json").exists():
-        return {}
-    return read_config(locate(name, revision=network.model.revision))
+    return {} if name is None else read_config(locate(name, revision=network.model.revision))
 
 
 def _labels_in(config: dict[str, Any]) -> list[str]:

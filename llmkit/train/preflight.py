@@ -33,7 +33,9 @@ def dry_run(recipe: Recipe, options: Options, console: Console) -> dict[str, Any
     with tempfile.TemporaryDirectory(prefix="llmkit-dry-run-") as scratch:
         prepared = prepare.load(recipe)
         exact = prepared is not None
-        if prepared is None:
+        if prepared is not None:
+            prepare.checked(prepared, recipe)
+        else:
             prepared = prepare.prepare(sample_recipe(recipe, Path(scratch)), console)
         report: dict[str, Any] = {
             "recipe": dump(recipe),

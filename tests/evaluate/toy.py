@@ -24,6 +24,9 @@ class ToySplit:
     def row(self, i: int, stream: str = "input_ids", start: int = 0, stop: int | None = None) -> np.ndarray:
         return np.random.default_rng(i).normal(size=3 + (i * 7) % 25)[start:stop]
 
+    def bytes_of(self) -> np.ndarray:
+        return np.ones(self.num_rows, dtype=np.int64)
+
 
 @dataclass
 class ToyPlan:

@@ -222,7 +222,7 @@ class TestTheWholeWay:
             assert metrics[name]["low"] <= metrics[name]["value"] <= metrics[name]["high"]
         assert metrics["f1"]["value"] > 0.9
         assert (len(items), metrics["f1"]["n"]) == (20, 20)
-        assert set(ended.json["per_type"]) == {"PER", "LOC"}
+        assert set(ended.json["per_class"]) == {"PER", "LOC"}
         model = AutoModelForTokenClassification.from_pretrained(place / "run" / "model").eval()
         tokenizer = AutoTokenizer.from_pretrained(place / "run" / "model")
         assert model.config.tagging_scheme == "BIO"
@@ -236,6 +236,26 @@ class TestTheWholeWay:
             "finetune", sets={"output_dir": "more", "model": {"name_or_path": "run/model"}, "training.max_steps": 1}
         )
         assert again.status == 0, again.err
+
+    def test_goes_on(self, place: Path) -> None:
+        made = make_place(place)
+        sets = {"training.lr_scheduler_type": "constant", "training.warmup_steps": 0}
+        for name, steps in (("run", 2), ("run", 4), ("straight", 4)):
+            ended = made.run("finetune", sets={**sets, "output_dir": name, "training.max_steps": steps})
+            assert ended.status == 0, ended.err
+        assert (place / "run/model/model.safetensors").read_bytes() == (
+            place / "straight/model/model.safetensors"
+        ).read_bytes()
+
+    def test_compared_item_by_item(self, place: Path) -> None:
+        made = make_place(place)
+        for name, steps in (("few", 1), ("many", 30)):
+            sets = {"output_dir": name, "training.max_steps": steps}
+            assert made.run("finetune", sets=sets).status == made.run("evaluate", sets=sets).status == 0
+        found = made.run("compare", "few", "many", "--json").json["metrics"]["f1"]
+        assert found["difference"] == pytest.approx(found["b"] - found["a"])
+        assert found["better"] == "b"
+        assert found["low"] > 0
 
     @pytest.mark.parametrize("scheme", ["IO", "BMES", "BILOU"])
     def test_schemes(self, place: Path, scheme: str) -> None:
@@ -313,6 +333,7 @@ class TestRefusals:
         with (place / "test.conll").open("a", encoding="utf-8") as file:
             file.write("\nmat\tB-ANIMAL\n")
         ended = made.run("finetune")
+        made.run("finetune", "recipe.yaml", "--dry-run").told(3, "data.test has the label B-ANIMAL")
         ended.told(3, "test.conll:", "data.test has the label B-ANIMAL", "label_names")
         named = ["B-ANIMAL", "B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
         ended = made.run("finetune", sets={"data.train.0.label_names": named, "training.max_steps": 1})
