@@ -122,7 +122,7 @@ def _check_entry(section: SourceSection, roles: RoleSpec, key: str) -> None:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             roles_are = f"the task's roles are {', '.join(known)}"
             raise RecipeError(f"unknown role; {roles_are}{hint}", key=f"{key}.columns.{role}")
-    if section.message_keys is not None and not roles.messages:
+    if section.message_keys is not None and roles.converse is None:
         raise RecipeError("only tasks on messages use it", key=f"{key}.message_keys")
     try:
         codecs.lookup(section.encoding)
@@ -218,7 +218,7 @@ def _read_file(
     for chunk in READERS[reading.file.format](reading, state):
         if reading.section.explode is not None:
             _explode(reading.section.explode, chunk)
-        columns: dict[str, list[Any]] = {role: [] for role in ("messages", "tools")} if reading.roles.messages else {}
+        columns: dict[str, list[Any]] = {name: [] for name in reading.roles.made}
         if chunk.rows:
             if binding is None:
                 binding = role_tools.bind(reading, chunk)

@@ -143,7 +143,9 @@ def _score(
     try:
         model_recipe = recipe.model_copy(update={"model": model_section(recipe, place), "peft": None})
         allowed = options.trust_remote_code
-        task = build_task(model_recipe, prepared.tokenizer_dir, allow_remote_code=allowed, trained=True)
+        task = build_task(
+            model_recipe, prepared.tokenizer_dir, allow_remote_code=allowed, trained=True, start=recipe.model
+        )
         task.prepare(prepared.splits.get("train"), None)
         module = task.build_model().to(accelerator.device)
         precision = choose_precision(recipe.distributed.mixed_precision, accelerator.device.type)

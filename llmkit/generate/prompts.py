@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llmkit.errors import DataError, ModelError
 from llmkit.generate.engines import Prompt
+from llmkit.recipe.tasks import CHATS
 from llmkit.tasks.chat import ChatFormat, ConversationError
 from llmkit.tasks.templates import own_template, resolve_template
 
@@ -102,14 +103,14 @@ def chat_format(tokenizer_dir: Path, *, required: bool) -> ChatFormat | None:
 
 
 def prompt_encoder(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat | None, task: str) -> EncodePrompt:
-    """How this model's prompts are made. `instruction`: a `prompt` is one user message, and messages go through the
+    """How this model's prompts are made. Of a chat task a `prompt` is one user message, and messages go through the
     chat template. `causal_lm`: a `prompt` is text to continue, with the special tokens that the tokenizer itself
     puts first."""
 
     def encode(item: Item) -> Prompt:
         if "messages" in item.fields:
             ids = encode_chat(chat, item.fields["messages"], item, item.fields.get("tools"))
-        elif task == "instruction":
+        elif task in CHATS:
             ids = encode_chat(chat, [{"role": "user", "content": item.fields["prompt"]}], item, None)
         else:
             ids = encode_text(tokenizer, item.fields["prompt"])

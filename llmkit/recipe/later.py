@@ -32,7 +32,6 @@ PENDING = frozenset(
         "question_answering",
         "translation",
         "summarization",
-        "preference",
     }
 )
 """Task types that have a section and no task yet."""
