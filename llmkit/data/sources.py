@@ -94,7 +94,7 @@ def resolve_sources(entries: list[SourceSection], roles: RoleSpec, *, split: str
     for index, section in enumerate(entries):
         key = f"data.{split}.{index}"
         _check_entry(section, roles, key)
-        files = tuple(find_files(section, text_role=roles.documents, split=split))
+        files = tuple(_found(section, roles, split, key))
         _check_used(section, files, key)
         name = section.id or _name_of(section)
         if section.id is not None and section.id in taken:
@@ -104,6 +104,15 @@ def resolve_sources(entries: list[SourceSection], roles: RoleSpec, *, split: str
         taken.add(name)
         resolved.append(ResolvedSource(index, name, files, section))
     return resolved
+
+
+def _found(section: SourceSection, roles: RoleSpec, split: str, key: str) -> list[SourceFile]:
+    try:
+        return find_files(section, text_role=roles.documents, split=split)
+    except DataError as error:
+        if error.file is None:  # what has to be mended is the recipe, not a file
+            raise DataError(error.message, key=f"{key}.path") from error
+        raise
 
 
 def _name_of(section: SourceSection) -> str:
