@@ -64,16 +64,18 @@ def run(plan: Plan, store: Store, advance: Callable[[int, str], None]) -> None:
             numbers.append(group)
             yield batch
 
+    stages: list[Iterator[Any]] = [batches]
     if plan.workers:
-        results: Iterator[Processed] = ordered_map(plan.processor, only_batches(), plan.workers)
+        stages.append(ordered_map(plan.processor, only_batches(), plan.workers))
     else:
-        results = prefetch(map(plan.processor, only_batches()))
+        stages.append(prefetch(map(plan.processor.measure, only_batches()), 1))
+        stages.append(prefetch(map(plan.processor.encode, stages[-1]), 1))
     try:
-        for done in results:
+        for done in stages[-1]:
             committer.commit(numbers.popleft(), done)
     finally:
-        results.close()  # type: ignore[attr-defined]
-        batches.close()  # type: ignore[attr-defined]
+        for stage in reversed(stages):
+            stage.close()  # type: ignore[attr-defined]
     store.progress |= {"group": len(plan.groups), "source": 0, "resume": None}
     store.checkpoint()
 
