@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llmkit.files import environment_errors, fsync_directory
+from llmkit.files import environment_errors, sync
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -67,14 +67,18 @@ class HashingFile:
                 self._crc = 0
         return len(view)
 
-    def close(self) -> dict[str, Any]:
-        """Flushes to disk, gives the file its name, and returns its manifest entry."""
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._file.name, self.path)
-        if self.bytes % BLOCK_BYTES:
-            self._blocks.append(self._crc)
-        return {"sha256": self._sha.hexdigest(), "bytes": self.bytes, "blocks": self._blocks}
+    def entry(self) -> dict[str, Any]:
+        """Its part of the manifest."""
+        blocks = [*self._blocks, self._crc] if self.bytes % BLOCK_BYTES else self._blocks
+        return {"sha256": self._sha.hexdigest(), "bytes": self.bytes, "blocks": blocks}
+
+    @staticmethod
+    def publish(files: list[HashingFile]) -> None:
+        """Flushes the files to the disk and then gives them their names."""
+        sync(Path(file._file.name) for file in files)
+        for file in files:
+            file._file.close()
+            os.replace(file._file.name, file.path)
 
     def abandon(self) -> None:
         self._file.close()
@@ -171,26 +175,30 @@ class ShardWriter:
         self._sidecar.append(rows)
 
     def close(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """Publishes the shard. Returns its entry for the manifest and those of its files. Raises EnvironmentFailure."""
+        """Publishes the shard but for its directory's own entries, which are for the caller to flush.
+
+        Returns its entry for the manifest and those of its files. Raises EnvironmentFailure.
+        """
         files: dict[str, dict[str, Any]] = {}
         tokens: dict[str, int] = {}
+        made = list(self._bins.values())
         with environment_errors(self.directory):
             for stream, file in self._bins.items():
                 lengths = np.concatenate(self._lengths[stream]) if self._lengths[stream] else np.empty(0, np.int32)
                 tokens[stream] = int(lengths.sum(dtype=np.int64))
                 entry = {"tokens": tokens[stream], "documents": len(lengths), "dtype": self.dtypes[stream].name}
-                files[file.path.name] = {**file.close(), **entry}
-                index = HashingFile(self._path(stream, ".idx"))
+                files[file.path.name] = {**file.entry(), **entry}
+                made.append(index := HashingFile(self._path(stream, ".idx")))
                 index.write(index_bytes(lengths, self.dtypes[stream]))
-                files[index.path.name] = index.close()
-            sidecar = HashingFile(self.directory / f"{self.name}.arrow")
+                files[index.path.name] = index.entry()
+            made.append(sidecar := HashingFile(self.directory / f"{self.name}.arrow"))
             table = self._table()
             buffer = pa.BufferOutputStream()
             with pa.ipc.new_file(buffer, table.schema) as writer:
                 writer.write_table(table)
             sidecar.write(memoryview(buffer.getvalue()))
-            files[sidecar.path.name] = sidecar.close()
-            fsync_directory(self.directory)
+            files[sidecar.path.name] = sidecar.entry()
+            HashingFile.publish(made)
         entry = {"name": self.name, "rows": self.rows, "tokens": tokens[MAIN_STREAM]}
         totals = {
             "bytes": sum(int(part.sizes.sum()) for part in self._sidecar),

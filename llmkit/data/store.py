@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +20,7 @@ from llmkit.data.examples import Encoded
 from llmkit.data.records import Reject
 from llmkit.data.shardfile import Rows, ShardWriter
 from llmkit.data.tally import new_tally
-from llmkit.files import environment_errors, read_json, write_json
+from llmkit.files import environment_errors, read_json, sync, write_json
 
 PROGRESS = "progress.json"
 REJECTED = "rejected.jsonl"
@@ -119,18 +118,22 @@ class Store:
     def checkpoint(self) -> None:
         """Closes the open shards and makes everything up to here count. Raises EnvironmentFailure."""
         progress = self.progress
+        written = [self.directory / REJECTED]
         for split, writer in sorted(self._writers.items()):
             entry, files = writer.close()
+            counts = self.directory / split / f"{writer.name}.counts.npy"
             with environment_errors(self.directory):
-                (self.directory / split / f"{writer.name}.counts.npy").write_bytes(npy_bytes(writer.counts))
+                counts.write_bytes(npy_bytes(writer.counts))
+            written += [counts, counts.parent]
             progress["shards"][split].append(entry)
             progress["files"].update({f"{split}/{name}": value for name, value in files.items()})
         self._writers.clear()
         assert self._rejected is not None
         with environment_errors(self.directory / REJECTED):
             self._rejected.flush()
-            os.fsync(self._rejected.fileno())
             progress["rejected_bytes"] = self._rejected.tell()
+        with environment_errors(self.directory):
+            sync(written)
         for seen in self._seen.values():
             seen.commit()
         write_json(self.directory / PROGRESS, progress)

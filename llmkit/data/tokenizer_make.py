@@ -26,7 +26,7 @@ from llmkit.data.tokenizer import choose_engine
 from llmkit.data.tokenizer_core import read_core, read_vocabulary
 from llmkit.data.tokenizer_files import import_tokenizer, section_identity, source_identity, tokenizer_source
 from llmkit.data.tokenizer_train import END, train_tokenizer
-from llmkit.files import environment_errors, fsync_directory, read_json, sync
+from llmkit.files import environment_errors, read_json, sync
 from llmkit.recipe.sections import Recipe
 from llmkit.report.console import Console
 
@@ -110,7 +110,6 @@ def make_tokenizer(
     with environment_errors(target):
         sync([*unfinished.iterdir(), unfinished])
         os.replace(unfinished, target)
-        fsync_directory(partial)
 
 
 def _complete(recipe: Recipe, directory: Path) -> None:
