@@ -56,20 +56,20 @@ def run(plan: Plan, store: Store, advance: Callable[[int, str], None]) -> None:
     if not pending:
         return
     committer = Committer(plan, store, advance)
-    batches: Iterator[tuple[int, RecordBatch]] = prefetch(_batches(plan, pending))
     numbers: deque[int] = deque()
 
     def only_batches() -> Iterator[RecordBatch]:
-        for group, batch in batches:
+        for group, batch in _batches(plan, pending):
             numbers.append(group)
             yield batch
 
-    stages: list[Iterator[Any]] = [batches]
+    stages: list[Iterator[Any]] = [only_batches()]
     if plan.workers:
-        stages.append(ordered_map(plan.processor, only_batches(), plan.workers))
-    else:
-        stages.append(prefetch(map(plan.processor.measure, only_batches()), 1))
-        stages.append(prefetch(map(plan.processor.encode, stages[-1]), 1))
+        stages.append(prefetch(stages[-1]))
+        stages.append(ordered_map(plan.processor, stages[-1], plan.workers))
+    else:  # what holds Python's lock shares a thread; encoding lets go of it
+        stages.append(prefetch(map(plan.processor.measure, stages[-1])))
+        stages.append(prefetch(map(plan.processor.encode, stages[-1])))
     try:
         for done in stages[-1]:
             committer.commit(numbers.popleft(), done)
