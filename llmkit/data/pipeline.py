@@ -75,7 +75,7 @@ def run(plan: Plan, store: Store, advance: Callable[[int, str], None]) -> None:
             committer.commit(numbers.popleft(), done)
     finally:
         for stage in reversed(stages):
-            stage.close()  # type: ignore[attr-defined]
+            stage.close()
     store.progress |= {"group": len(plan.groups), "source": 0, "resume": None}
     store.checkpoint()
 

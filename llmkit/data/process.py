@@ -73,7 +73,7 @@ class Processor:
         return done
 
     def encode(self, done: Processed) -> Processed:
-        """What `measure` gave, with its texts replaced by tokens. Mostly the tokenizer's work, without Python's lock."""
+        """What `measure` gave, with its texts replaced by tokens. Mostly done without Python's lock."""
         batch = done.batch
         done.encoded = self._encode(batch, np.flatnonzero(done.dropped == KEPT))
         # what comes back from a worker is what will be written, not the text

@@ -82,7 +82,7 @@ def read_vocabulary(directory: Path) -> dict[str, int]:
 
 def num_ids(directory: Path) -> int:
     """One more than the largest id, added tokens included."""
-    added = read_core(directory).get_added_tokens_decoder()
+    added: dict[int, Any] = read_core(directory).get_added_tokens_decoder()
     return max([*read_vocabulary(directory).values(), *added]) + 1
 
 
