@@ -2,7 +2,7 @@
 
 A record is one document. `.bin` holds little-endian token ids, `.idx` lengths and byte pointers, as written by
 Megatron-LM's `megatron/core/datasets/indexed_dataset.py` (version 1). `.arrow` holds what is not a token stream, a row
-an example. A shard is whole or absent: it is written under a temporary name, flushed to disk and renamed.
+an example. A shard has its name when it is whole, and counts when the store has flushed it and its progress names it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llmkit.files import environment_errors, sync
+from llmkit.files import environment_errors
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -67,18 +67,13 @@ class HashingFile:
                 self._crc = 0
         return len(view)
 
-    def entry(self) -> dict[str, Any]:
-        """Its part of the manifest."""
-        blocks = [*self._blocks, self._crc] if self.bytes % BLOCK_BYTES else self._blocks
-        return {"sha256": self._sha.hexdigest(), "bytes": self.bytes, "blocks": blocks}
-
-    @staticmethod
-    def publish(files: list[HashingFile]) -> None:
-        """Flushes the files to the disk and then gives them their names."""
-        sync(Path(file._file.name) for file in files)
-        for file in files:
-            file._file.close()
-            os.replace(file._file.name, file.path)
+    def close(self) -> dict[str, Any]:
+        """Gives the file its name and returns its manifest entry. Flushing it to the disk is the caller's."""
+        self._file.close()
+        os.replace(self._file.name, self.path)
+        if self.bytes % BLOCK_BYTES:
+            self._blocks.append(self._crc)
+        return {"sha256": self._sha.hexdigest(), "bytes": self.bytes, "blocks": self._blocks}
 
     def abandon(self) -> None:
         self._file.close()
@@ -175,30 +170,28 @@ class ShardWriter:
         self._sidecar.append(rows)
 
     def close(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """Publishes the shard but for its directory's own entries, which are for the caller to flush.
+        """Finishes the shard but for flushing it to the disk, which is the caller's.
 
         Returns its entry for the manifest and those of its files. Raises EnvironmentFailure.
         """
         files: dict[str, dict[str, Any]] = {}
         tokens: dict[str, int] = {}
-        made = list(self._bins.values())
         with environment_errors(self.directory):
             for stream, file in self._bins.items():
                 lengths = np.concatenate(self._lengths[stream]) if self._lengths[stream] else np.empty(0, np.int32)
                 tokens[stream] = int(lengths.sum(dtype=np.int64))
                 entry = {"tokens": tokens[stream], "documents": len(lengths), "dtype": self.dtypes[stream].name}
-                files[file.path.name] = {**file.entry(), **entry}
-                made.append(index := HashingFile(self._path(stream, ".idx")))
+                files[file.path.name] = {**file.close(), **entry}
+                index = HashingFile(self._path(stream, ".idx"))
                 index.write(index_bytes(lengths, self.dtypes[stream]))
-                files[index.path.name] = index.entry()
-            made.append(sidecar := HashingFile(self.directory / f"{self.name}.arrow"))
+                files[index.path.name] = index.close()
+            sidecar = HashingFile(self.directory / f"{self.name}.arrow")
             table = self._table()
             buffer = pa.BufferOutputStream()
             with pa.ipc.new_file(buffer, table.schema) as writer:
                 writer.write_table(table)
             sidecar.write(memoryview(buffer.getvalue()))
-            files[sidecar.path.name] = sidecar.entry()
-            HashingFile.publish(made)
+            files[sidecar.path.name] = sidecar.close()
         entry = {"name": self.name, "rows": self.rows, "tokens": tokens[MAIN_STREAM]}
         totals = {
             "bytes": sum(int(part.sizes.sum()) for part in self._sidecar),

@@ -101,8 +101,7 @@ def test_hashes_are_of_the_bytes_written(tmp_path: Path) -> None:
     for start in range(0, len(data), 999_983):
         file.write(data[start : start + 999_983])
     assert not (tmp_path / "x.bin").exists()
-    HashingFile.publish([file])
-    entry = file.entry()
+    entry = file.close()
     assert entry["sha256"] == sha256_file(tmp_path / "x.bin")
     assert entry["blocks"] == [zlib.crc32(data[:BLOCK_BYTES]), zlib.crc32(data[BLOCK_BYTES:])]
     assert entry["bytes"] == len(data)
