@@ -174,7 +174,7 @@ class BatchEncoder:
         return _merge(rest, exact, marked)
 
     def _encode_fast(self, texts: list[str]) -> Ragged:
-        layout = self._fast.encode_batch(texts, parallel=False).layout
+        layout = self._fast.encode_batch(texts).layout
         offsets = np.asarray(layout.offsets.data)
         return Ragged(np.asarray(layout.content.data)[offsets[0] : offsets[-1]], np.diff(offsets))
 
