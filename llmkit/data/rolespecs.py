@@ -12,7 +12,8 @@ class RoleSpec:
     required: alternatives, in order of preference; `name?` is optional in one. synonyms: column names of public sets,
     by role. texts: roles whose values must be text that is not empty. content: roles that hold the record's text, which
     cleaning changes, filters look at and words are counted of (empty: `texts`). messages: rows become `messages` and
-    `tools`. documents: a text file is one document, not a record a line.
+    `tools`. documents: a text file is one document, not a record a line. several: roles whose columns, where `columns`
+    lists some without saying how to join them, stay texts of their own (references).
     """
 
     required: tuple[tuple[str, ...], ...]
@@ -22,6 +23,7 @@ class RoleSpec:
     content: tuple[str, ...] = ()
     messages: bool = False
     documents: bool = False
+    several: tuple[str, ...] = ()
 
     def roles(self) -> list[str]:
         """Every role that `columns` may name."""
@@ -96,6 +98,7 @@ PAIRS = RoleSpec(
     },
     texts=("source",),
     content=("source", "target"),
+    several=("target",),
 )
 
 PREFERENCE = RoleSpec(

@@ -17,6 +17,28 @@ DEFAULT_MAX_LENGTH = 1024
 POSITION_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 """How configs call the longest sequence they are made for."""
 
+ENCODER_DECODERS = frozenset(
+    {
+        *(
+            "t5",
+            "mt5",
+            "umt5",
+            "longt5",
+            "switch_transformers",
+            "t5gemma",
+            "t5gemma2",
+            "bart",
+            "mbart",
+            "plbart",
+            "led",
+        ),
+        *("bigbird_pegasus", "blenderbot", "blenderbot-small", "encoder-decoder", "fsmt", "m2m_100", "marian", "mvp"),
+        *("nllb-moe", "pegasus", "pegasus_x", "prophetnet", "rnn_seq2seq"),
+    }
+)
+"""Architectures with an encoder and a text decoder: those of transformers' AutoModelForSeq2SeqLM, and our own. A table,
+because asking transformers imports torch."""
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -81,6 +103,15 @@ def read_config(source: ModelSource) -> dict[str, Any]:
             message = f"{path} has no config.json: it is not a model directory of transformers"
             raise ModelError(message, key="model.name_or_path")
     return _read_json(file)
+
+
+def is_encoder_decoder(section: ModelSection) -> bool:
+    """Whether the model has an encoder and a decoder. False where that is not known: loading it will say more."""
+    config: dict[str, Any] = section.config or {}
+    if section.name_or_path is not None:
+        config = read_config(locate(section.name_or_path, revision=section.revision))
+    given = config.get("is_encoder_decoder")
+    return bool(given) if isinstance(given, bool) else config.get("model_type") in ENCODER_DECODERS
 
 
 def model_limit(recipe: Recipe) -> int | None:

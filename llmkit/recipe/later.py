@@ -30,8 +30,6 @@ PENDING = frozenset(
         "sequence_classification",
         "token_classification",
         "question_answering",
-        "translation",
-        "summarization",
         "preference",
     }
 )
@@ -76,7 +74,6 @@ LATER = (
     Later("training.layerwise_lr_decay", _is_set),
     Later("training.max_memory", _is_set, "per_device_train_batch_size bounds memory"),
     Later("distributed.strategy", _in("fsdp", "hybrid"), "ddp is"),
-    Later("evaluation.predict_with_generate", bool),
     Later("evaluation.interpolate", _is_set),
     Later("evaluation.suites"),
     Later("evaluation.baselines"),

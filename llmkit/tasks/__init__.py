@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmkit.data.rolespecs import INSTRUCTION, TEXT, RoleSpec
+from llmkit.data.rolespecs import INSTRUCTION, PAIRS, TEXT, RoleSpec
 from llmkit.models.source import max_length
 from llmkit.recipe.sections import Recipe
 from llmkit.recipe.tasks import TaskSection
-from llmkit.tasks import causal_lm, instruction
+from llmkit.tasks import causal_lm, instruction, pairs
 from llmkit.tasks.base import Encoder, Task
 from llmkit.tasks.network import NetworkSpec
 
@@ -61,6 +61,8 @@ TASKS: dict[str, TaskKind] = {
     "instruction": TaskKind(
         lambda _: INSTRUCTION, instruction.build, instruction.added_tokens, template=instruction.template_text
     ),
+    "translation": TaskKind(lambda _: PAIRS, pairs.build, named=pairs.named_tokens),
+    "summarization": TaskKind(lambda _: PAIRS, pairs.build, named=pairs.named_tokens),
 }
 
 
