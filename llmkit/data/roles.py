@@ -21,7 +21,7 @@ EMPTY = "text is empty"
 
 @dataclass(frozen=True)
 class Column:
-    """Columns of one role: names (dotted for nested values) or positions; several are joined by `join`, None: a list."""
+    """Columns of one role: names (dotted for nested values) or positions; several are joined by `join`, or listed."""
 
     columns: tuple[str | int, ...]
     join: str | None = None

@@ -2,8 +2,8 @@
 
 A completion depends on its own prompt, row and sample alone: prompts are padded on the left and masked, each row draws
 its own random numbers, and prompts of different length are never padded together where a processor of transformers
-would read the padding. An encoder-decoder reads its prompt in the encoder, padded on the right. (`generate_batch` of transformers is not used: it ignores stop strings and beams and returns
-partial results.)
+would read the padding. An encoder-decoder reads its prompt in the encoder, padded on the right. (`generate_batch` of
+transformers is not used: it ignores stop strings and beams and returns partial results.)
 """
 
 from __future__ import annotations

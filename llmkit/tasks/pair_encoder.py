@@ -1,8 +1,7 @@
 """Source and target texts to token streams, for encoder-decoders and for decoder-only models. Torch-free, picklable.
 
-An encoder-decoder has two streams: `input_ids` (the source as the model's own tokenizer frames it, an end of sequence
-at
-its end in any case) and `labels`. A decoder-only model has one sequence, of which the target is supervised:
+An encoder-decoder has two streams: `input_ids` (the source as the model's own tokenizer frames it, and an end of
+sequence at its end in any case) and `labels`. A decoder-only model has one sequence, of which the target is supervised:
 
     [beginning] prefix and source [separator] target [end of sequence]
 
