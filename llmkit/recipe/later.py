@@ -23,7 +23,6 @@ NAMES = frozenset(
 
 PENDING = frozenset(
     {
-        "masked_lm",
         "replaced_token_detection",
         "span_corruption",
         "denoising",
