@@ -24,8 +24,6 @@ NAMES = frozenset(
 PENDING = frozenset(
     {
         "replaced_token_detection",
-        "span_corruption",
-        "denoising",
         "sequence_classification",
         "token_classification",
         "question_answering",

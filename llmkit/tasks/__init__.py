@@ -11,7 +11,7 @@ from llmkit.data.rolespecs import INSTRUCTION, PAIRS, TEXT, RoleSpec
 from llmkit.models.source import max_length
 from llmkit.recipe.sections import Recipe
 from llmkit.recipe.tasks import TaskSection
-from llmkit.tasks import causal_lm, instruction, masked_lm, pairs
+from llmkit.tasks import causal_lm, corruption, instruction, masked_lm, pairs
 from llmkit.tasks.base import Encoder, Task
 from llmkit.tasks.masked_text import TOKENS
 from llmkit.tasks.network import NetworkSpec
@@ -61,6 +61,15 @@ TASKS: dict[str, TaskKind] = {
     "causal_lm": TaskKind(lambda _: TEXT, causal_lm.build, causal_lm.added_tokens),
     "instruction": TaskKind(
         lambda _: INSTRUCTION, instruction.build, instruction.added_tokens, template=instruction.template_text
+    ),
+    "span_corruption": TaskKind(
+        lambda _: TEXT,
+        corruption.build_span_corruption,
+        corruption.sentinel_tokens,
+        named=lambda _: corruption.PADDING,
+    ),
+    "denoising": TaskKind(
+        lambda _: TEXT, corruption.build_denoising, named=lambda _: corruption.PADDING | corruption.MASK
     ),
     "translation": TaskKind(lambda _: PAIRS, pairs.build, named=pairs.named_tokens),
     "summarization": TaskKind(lambda _: PAIRS, pairs.build, named=pairs.named_tokens),
