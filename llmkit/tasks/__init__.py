@@ -60,7 +60,11 @@ class TaskKind:
 TASKS: dict[str, TaskKind] = {
     "causal_lm": TaskKind(lambda _: TEXT, causal_lm.build, causal_lm.added_tokens),
     "instruction": TaskKind(
-        lambda _: INSTRUCTION, instruction.build, instruction.added_tokens, template=instruction.template_text
+        lambda _: INSTRUCTION,
+        instruction.build,
+        instruction.added_tokens,
+        named=pairs.named_tokens,
+        template=instruction.template_text,
     ),
     "span_corruption": TaskKind(
         lambda _: TEXT,
