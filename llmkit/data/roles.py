@@ -21,7 +21,7 @@ EMPTY = "text is empty"
 
 @dataclass(frozen=True)
 class Column:
-    """Columns of one role: names (dotted for nested values) or positions; several are joined by `join`."""
+    """Columns of one role: names (dotted for nested values) or positions; several are joined by `join`, or listed."""
 
     columns: tuple[str | int, ...]
     join: str | None = None
@@ -76,7 +76,7 @@ def _given(reading: Reading) -> Binding:
         if isinstance(column, ColumnJoin):
             given[role] = Column(tuple(column.columns), column.join)
         elif isinstance(column, list):
-            given[role] = Column(tuple(column), "\n")
+            given[role] = Column(tuple(column), None if role in reading.roles.several else "\n")
         else:
             given[role] = Column((column,))
     keys = reading.section.message_keys
@@ -178,7 +178,7 @@ def _walk(node: Any, path: str) -> Any:
 
 
 def _values(chunk: Chunk, column: Column) -> list[Any]:
-    """The role's value in every row; joined text where the column is several or says how to join."""
+    """The role's value in every row; joined text where it says how to join, a list where there are several columns."""
     if len(column.columns) == 1 and column.join is None:
         name = column.columns[0]
         if chunk.names is not None and name in chunk.names:
@@ -194,7 +194,10 @@ def _values(chunk: Chunk, column: Column) -> list[Any]:
             joined.append(_MISSING)
             continue
         flat = [str(one) for part in parts for one in (part if isinstance(part, list) else [part]) if one is not None]
-        joined.append((column.join if column.join is not None else "\n").join(one for one in flat if one))
+        if column.join is None:
+            joined.append(flat)
+        else:
+            joined.append(column.join.join(one for one in flat if one))
     return joined
 
 

@@ -19,7 +19,8 @@ class RoleSpec:
     by role. texts: roles whose values must be text that is not empty. content: roles that hold the record's text, which
     cleaning changes, filters look at and words are counted of (empty: `texts`). converse: for rows of conversations,
     the columns (`made`) that a row {role: value} becomes; it raises Unusable. documents: a text file is one document,
-    not a record a line.
+    not a record a line. several: roles whose columns, where `columns` lists some without saying how to join them, stay
+    texts of their own (references).
     """
 
     required: tuple[tuple[str, ...], ...]
@@ -30,6 +31,7 @@ class RoleSpec:
     converse: Callable[[dict[str, Any], MessageKeys | None], dict[str, Any]] | None = None
     made: tuple[str, ...] = ()
     documents: bool = False
+    several: tuple[str, ...] = ()
 
     def roles(self) -> list[str]:
         """Every role that `columns` may name."""
@@ -106,6 +108,7 @@ PAIRS = RoleSpec(
     },
     texts=("source",),
     content=("source", "target"),
+    several=("target",),
 )
 
 PREFERENCE = RoleSpec(

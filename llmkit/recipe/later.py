@@ -23,15 +23,10 @@ NAMES = frozenset(
 
 PENDING = frozenset(
     {
-        "masked_lm",
         "replaced_token_detection",
-        "span_corruption",
-        "denoising",
         "sequence_classification",
         "token_classification",
         "question_answering",
-        "translation",
-        "summarization",
     }
 )
 """Task types that have a section and no task yet."""
@@ -74,7 +69,6 @@ LATER = (
     Later("training.layerwise_lr_decay", _is_set),
     Later("training.max_memory", _is_set, "per_device_train_batch_size bounds memory"),
     Later("distributed.strategy", _in("fsdp", "hybrid"), "ddp is"),
-    Later("evaluation.predict_with_generate", bool),
     Later("evaluation.interpolate", _is_set),
     Later("evaluation.suites"),
     Later("evaluation.baselines"),
