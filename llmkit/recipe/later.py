@@ -23,19 +23,13 @@ NAMES = frozenset(
 
 PENDING = frozenset(
     {
-        "masked_lm",
         "replaced_token_detection",
-        "span_corruption",
-        "denoising",
         "sequence_classification",
-        "translation",
-        "summarization",
-        "preference",
     }
 )
 """Task types that have a section and no task yet."""
 
-ARCHITECTURES = frozenset({"rnn_seq2seq", "rnn_lm", "text_cnn", "rnn_encoder", "ngram"})
+ARCHITECTURES = frozenset({"ngram"})
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,6 @@ def _is_set(value: Any) -> bool:
 LATER = (
     Later("model.freeze", _is_set, "peft trains a small part of the model"),
     Later("model.probe", _is_set),
-    Later("tokenizer.train.algorithm", _in("word", "char"), "bpe, wordpiece and unigram are"),
     Later("peft.type", _in("ia3", "prompt_tuning"), "lora, dora and rslora are"),
     Later("data.augment"),
     Later("training.label_smoothing_factor", _is_set),
@@ -74,7 +67,6 @@ LATER = (
     Later("training.layerwise_lr_decay", _is_set),
     Later("training.max_memory", _is_set, "per_device_train_batch_size bounds memory"),
     Later("distributed.strategy", _in("fsdp", "hybrid"), "ddp is"),
-    Later("evaluation.predict_with_generate", bool),
     Later("evaluation.interpolate", _is_set),
     Later("evaluation.suites"),
     Later("evaluation.baselines"),

@@ -18,6 +18,7 @@ from llmkit.recipe.tasks import QuestionAnswering
 from llmkit.tasks.answer_scores import Answered, evaluated
 from llmkit.tasks.base import Batch, Encoder, Evaluated, Plan, Prediction, Sample, Task
 from llmkit.tasks.batching import pad
+from llmkit.tasks.masked_text import TOKENS
 from llmkit.tasks.network import NetworkSpec, build_network, export_network
 from llmkit.tasks.question_encoder import OFFSETS, QuestionEncoder
 from llmkit.tasks.windows import whole_records
@@ -37,6 +38,12 @@ def build(recipe: Recipe, network: NetworkSpec) -> Task:
     assert isinstance(recipe.task, QuestionAnswering)
     weights = tuple(source.weight for source in recipe.data.train)
     return QuestionAnsweringTask(network, weights, recipe.task)
+
+
+def named_tokens(recipe: Recipe) -> dict[str, str]:
+    """What stands around question and context, for a network that starts anew; weights have their own way."""
+    names = ("pad_token", "cls_token", "sep_token")
+    return {name: TOKENS[name] for name in names} if recipe.model.config is not None else {}
 
 
 @dataclass(frozen=True)

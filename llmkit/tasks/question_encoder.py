@@ -12,8 +12,8 @@ import numpy as np
 
 from llmkit.data.answers import Answers, UnusableAnswers, read_answers
 from llmkit.data.examples import Encoded
-from llmkit.data.framing import Frame, read_frame
 from llmkit.data.records import RecordBatch
+from llmkit.data.specials import Frame, read_frame
 from llmkit.data.tokenizer import read_special_ids
 from llmkit.data.tokenizer_core import read_literal
 from llmkit.data.view import LabelAudit, Rows, Span, audit_labels, label_spans

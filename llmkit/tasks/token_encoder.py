@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from llmkit.data.examples import Encoded, Ragged
-from llmkit.data.framing import Frame, read_frame
 from llmkit.data.records import RecordBatch
+from llmkit.data.specials import Frame, read_frame
 from llmkit.data.tokenizer_core import read_literal
 from llmkit.data.view import LabelAudit, Rows, Span, audit_labels, label_spans
 from llmkit.errors import DataError

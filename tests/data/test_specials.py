@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmkit.data.framing import read_frame
+from llmkit.data.specials import read_frame
 from llmkit.data.tokenizer import load_tokenizer
 from tests.fakes import byte_tokenizer, wordpiece_tokenizer
 
