@@ -17,15 +17,31 @@ _RUN = re.compile(rf"[{HAN}]+|(?:(?![{HAN}])\w)+(?:['’](?:(?![{HAN}])\w)+)*")
 """A run of Chinese characters, to be cut into words, or a word of letters, digits and inner apostrophes."""
 
 _CLOSING = "\"'”’»)\\]）】」』》〉"
-_END = re.compile(
-    rf"[。！？!?…]+[{_CLOSING}]*|；|(?<!\.)\.(?:\s*\.)*[{_CLOSING}]*(?=\s|$)|(?<=\s)[.!?](?=\s)|\s*\n"
-)
+_END = re.compile(rf"[。！？!?…]+[{_CLOSING}]*|；|(?<!\.)\.(?:\s*\.)*[{_CLOSING}]*(?=\s|$)|(?<=\s)[.!?](?=\s)|\s*\n")
 """Marks that end a sentence. A full stop does only before a blank, so 3.14 and example.com stay whole; so does a line's
 end, since headings have no mark."""
 
 _ABBREVIATIONS = frozenset(
     ["mr", "mrs", "ms", "dr", "prof", "st", "sr", "jr", "vs", "etc", "inc", "ltd", "co", "corp", "no", "fig", "vol"]
-    + ["e.g", "i.e", "cf", "al", "gen", "col", "lt", "sgt", "capt", "rev", "gov", "sen", "rep", "u.s", "u.k", "a.m", "p.m"]
+    + [
+        "e.g",
+        "i.e",
+        "cf",
+        "al",
+        "gen",
+        "col",
+        "lt",
+        "sgt",
+        "capt",
+        "rev",
+        "gov",
+        "sen",
+        "rep",
+        "u.s",
+        "u.k",
+        "a.m",
+        "p.m",
+    ]
 )
 _BEFORE = re.compile(r"(?:\w\.)*\w+\Z")
 

@@ -17,6 +17,7 @@ from llmkit.generate.settings import check_generation
 from llmkit.models.source import is_encoder_decoder
 from llmkit.options import Options
 from llmkit.recipe.sections import Recipe
+from llmkit.recipe.tasks import CHATS
 from llmkit.report.console import Console
 
 COMPLETING = ("causal_lm", "instruction", "preference")
@@ -46,7 +47,7 @@ def generate(recipe: Recipe, options: Options, console: Console) -> dict[str, An
 
     with tempfile.TemporaryDirectory(prefix="llmkit-") as temporary:
         opened = open_model(place, recipe, options, Path(temporary))
-        instructed = recipe.task.type == "instruction"
+        instructed = recipe.task.type in CHATS
         chat = chat_format(opened.tokenizer_dir, required=instructed)
         source, suffix = _source(recipe, place, opened)
     stops = chat.stop_ids if instructed and chat is not None else []
@@ -182,7 +183,7 @@ def output_settings(place: Path | str, recipe: Recipe) -> dict[str, Any]:
 def _interactive(engine: Any, encode: Any, recipe: Recipe, console: Console) -> dict[str, Any]:
     from llmkit.generate.chat import chat, terminal_reader
 
-    history = recipe.task.type == "instruction"
+    history = recipe.task.type in CHATS
     if not history:
         console.note("this model continues text: each line is continued on its own")
     answered = chat(

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llmkit.errors import DataError, ModelError
 from llmkit.generate.engines import Prompt
+from llmkit.recipe.tasks import CHATS
 from llmkit.tasks.chat import ChatFormat, ConversationError
 from llmkit.tasks.templates import own_template, resolve_template
 
@@ -108,7 +109,7 @@ def prompt_encoder(
     source: Callable[[str], list[int]] | None = None,
     suffix: Sequence[int] = (),
 ) -> EncodePrompt:
-    """How this model's prompts are made. `instruction`: a `prompt` is one user message, and messages go through the
+    """How this model's prompts are made. Of a chat task a `prompt` is one user message, and messages go through the
     chat template. With `source`: a `prompt` is the source text of a task, encoded by it. Else a `prompt` is text to
     continue, with the special tokens that the tokenizer itself puts first. `suffix` ends what an encoder reads."""
 
@@ -119,7 +120,7 @@ def prompt_encoder(
             ids = source(item.fields["prompt"])
         elif "messages" in item.fields:
             ids = encode_chat(chat, item.fields["messages"], item, item.fields.get("tools")) + list(suffix)
-        elif task == "instruction":
+        elif task in CHATS:
             asked = [{"role": "user", "content": item.fields["prompt"]}]
             ids = encode_chat(chat, asked, item, None) + list(suffix)
         else:

@@ -27,7 +27,6 @@ PENDING = frozenset(
         "sequence_classification",
         "token_classification",
         "question_answering",
-        "preference",
     }
 )
 """Task types that have a section and no task yet."""

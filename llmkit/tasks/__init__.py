@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from llmkit.data.rolespecs import INSTRUCTION, PAIRS, TEXT, RoleSpec
 from llmkit.models.source import max_length
-from llmkit.recipe.sections import Recipe
+from llmkit.recipe.sections import ModelSection, Recipe
 from llmkit.recipe.tasks import TaskSection
-from llmkit.tasks import causal_lm, corruption, instruction, masked_lm, pairs
+from llmkit.tasks import causal_lm, corruption, instruction, masked_lm, pairs, preference
 from llmkit.tasks.base import Encoder, Task
 from llmkit.tasks.masked_text import TOKENS
 from llmkit.tasks.network import NetworkSpec
@@ -66,6 +66,9 @@ TASKS: dict[str, TaskKind] = {
         named=pairs.named_tokens,
         template=instruction.template_text,
     ),
+    "preference": TaskKind(
+        preference.roles, preference.build, instruction.added_tokens, template=instruction.template_text
+    ),
     "span_corruption": TaskKind(
         lambda _: TEXT,
         corruption.build_span_corruption,
@@ -86,11 +89,20 @@ def role_spec(section: TaskSection) -> RoleSpec:
     return TASKS[section.type].roles(section)
 
 
-def build_task(recipe: Recipe, tokenizer_dir: Path, *, allow_remote_code: bool = False, trained: bool = False) -> Task:
+def build_task(
+    recipe: Recipe,
+    tokenizer_dir: Path,
+    *,
+    allow_remote_code: bool = False,
+    trained: bool = False,
+    start: ModelSection | None = None,
+    trial: bool = False,
+) -> Task:
     """The recipe's task on a complete tokenizer (see `complete_tokenizer`). Raises RecipeError, ModelError.
 
     allow_remote_code: the command line had --trust-remote-code. trained: `model.name_or_path` is a finished run's model
-    (`evaluate`), which brings its own head and labels.
+    (`evaluate`), which brings its own head and labels; start: the section that its run started from. trial: see
+    NetworkSpec.
     """
     network = NetworkSpec(
         model=recipe.model,
@@ -101,6 +113,8 @@ def build_task(recipe: Recipe, tokenizer_dir: Path, *, allow_remote_code: bool =
         gradient_checkpointing=bool(recipe.training.gradient_checkpointing),
         allow_remote_code=allow_remote_code,
         trained=trained,
+        start=start,
+        trial=trial,
     )
     return TASKS[recipe.task.type].build(recipe, network)
 
