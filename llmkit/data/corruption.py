@@ -74,8 +74,8 @@ def noise_counts(length: int, density: float, mean: float) -> tuple[int, int]:
 
 
 def span_mask(length: int, density: float, mean: float, draw: np.random.Generator) -> np.ndarray:
-    """(length,) bool: tokens left out. Kept and left-out stretches take turns, their lengths drawn evenly among all
-    that add up. Only the stretches at the ends may be empty: the paper's code never leaves out the first token and always
+    """(length,) bool: tokens left out. Kept and left-out stretches take turns, of lengths drawn evenly among all that
+    add up. Only the stretches at the ends may be empty: the paper's code never leaves out the first token and always
     the last one, which in a short text would be the same span each time."""
     noise, spans = noise_counts(length, density, mean)
     kept = _segments(length - noise + 2, spans + 1, draw) if noise < length else np.ones(2, dtype=np.int64)

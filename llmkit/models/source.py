@@ -18,9 +18,11 @@ POSITION_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len
 """How configs call the longest sequence they are made for."""
 
 ENCODER_DECODERS = frozenset(
-    ["t5", "mt5", "umt5", "longt5", "switch_transformers", "t5gemma", "t5gemma2", "bart", "mbart", "plbart", "led"]
-    + ["bigbird_pegasus", "blenderbot", "blenderbot-small", "encoder-decoder", "fsmt", "m2m_100", "marian", "mvp"]
-    + ["nllb-moe", "pegasus", "pegasus_x", "prophetnet", "rnn_seq2seq"]
+    [
+        *("t5", "mt5", "umt5", "longt5", "switch_transformers", "t5gemma", "t5gemma2", "bart", "mbart", "plbart"),
+        *("bigbird_pegasus", "blenderbot", "blenderbot-small", "encoder-decoder", "fsmt", "led", "m2m_100", "marian"),
+        *("mvp", "nllb-moe", "pegasus", "pegasus_x", "prophetnet", "rnn_seq2seq"),
+    ]
 )
 """Architectures with an encoder and a text decoder: those of transformers' AutoModelForSeq2SeqLM, and our own. A table,
 because asking transformers imports torch."""

@@ -134,15 +134,21 @@ class ScoredTask:
         return [completion.text.strip() for completion in engine.generate(prompts)]
 
     def finalize(self, predictions: list[Prediction], split: Split, *, bootstrap: bool) -> Evaluated:
-        evaluated = self.base.finalize(predictions, split, bootstrap=bootstrap)
-        if self.generation is None or not predictions:
+        """Predictions have loss sums, `text`, or both: a baseline has texts alone."""
+        values = predictions[0].values if predictions else {}
+        evaluated = Evaluated({}, [])
+        if "loss" in values or not predictions:
+            evaluated = self.base.finalize(predictions, split, bootstrap=bootstrap)
+        if "text" not in values:
             return evaluated
         texts = {prediction.row: prediction.values["text"] for prediction in predictions}
         rows = sorted(texts)
         references = split.field("references").take(rows).to_pylist()
         scored = self.score([texts[row] for row in rows], references, bootstrap=bootstrap)
         evaluated.metrics.update(scored.metrics)
-        evaluated.notes.extend([_generation_note(self.generation), *scored.notes])
+        evaluated.notes.extend(scored.notes)
+        if self.generation is not None:
+            evaluated.notes.append(_generation_note(self.generation))
         for item, own in zip(evaluated.items, scored.items, strict=bool(evaluated.items)):
             item.update(own)
         return evaluated

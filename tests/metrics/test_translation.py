@@ -11,7 +11,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from llmkit.metrics import translation
 from llmkit.metrics.bootstrap import sums_interval
 
-WORDS = "the cat sat on a mat , and dogs' run fast ; 3.5 times (twice) at 10:30".split()
+WORDS = ["the", "cat", "sat", "on", "a", "mat", ",", "and", "dogs'", "run", ";", "3.5", "times", "(twice)", "10:30"]
 CHARACTERS = "今天天气很好，我们去北京。他昨天看了2本书"
 
 

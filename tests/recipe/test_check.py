@@ -158,3 +158,12 @@ def test_secrets(text: str) -> None:
 @pytest.mark.parametrize("text", ["hf_models/x", "task-force-" + "a" * 30, "disk-" + "a" * 30, "红楼梦"])
 def test_words_that_are_no_secrets(text: str) -> None:
     assert secret_kind(text) is None
+
+
+def test_what_is_scored_by_writing(tmp_path: Path) -> None:
+    pairs = FINETUNE.replace("instruction", "translation")
+    assert problems(tmp_path, pairs, "evaluation.predict_with_generate=false", command="finetune") == ""
+    said = problems(tmp_path, FINETUNE, "evaluation.predict_with_generate=true", command="finetune")
+    assert "instruction is not scored by what a model writes" in said
+    off = ("evaluation.predict_with_generate=false", "evaluation.fail_if.ter='> 80'")
+    assert "evaluation.fail_if: ter needs predict_with_generate" in problems(tmp_path, pairs, *off, command="finetune")

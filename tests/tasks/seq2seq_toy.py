@@ -24,6 +24,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "decoder_attention_heads": 2,
         "dropout": 0.0,
     },
+    "rnn_seq2seq": {"hidden_size": 32, "attention": "additive", "dropout": 0.0},
     "llama": TINY["llama"],
 }
 NUMERALS = "零一二三四五六七八九"

@@ -14,7 +14,7 @@ from llmkit.recipe.load import load_recipe
 from tests.e2e.conftest import Place
 from tests.tasks.seq2seq_toy import NETWORKS, jsonl, make_place, numbers, write_jsonl
 
-KINDS = ("t5", "bart", "llama")
+KINDS = ("t5", "bart", "rnn_seq2seq", "llama")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -114,7 +114,7 @@ def test_generate_reads_a_source(done: Place, monkeypatch: pytest.MonkeyPatch) -
     done.run("generate", "recipe.yaml", "--input", "chat.jsonl").told(3, "takes a prompt, not a conversation")
 
 
-@pytest.mark.parametrize("kind", ["t5", "bart"])
+@pytest.mark.parametrize("kind", ["t5", "bart", "rnn_seq2seq"])
 def test_the_loss_is_transformers_own(kind: str, tmp_path: Path) -> None:
     """In float64 on one padded batch, and for a batch of one that is not padded."""
     import numpy as np
