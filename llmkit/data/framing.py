@@ -68,7 +68,7 @@ class WindowPlan:
         return len(self._order(epoch)[2])
 
     def lengths(self, epoch: int, indices: np.ndarray) -> np.ndarray:
-        rows, starts, stops = self._locate(epoch, indices)
+        _, starts, stops = self._locate(epoch, indices)
         found: np.ndarray = stops - starts + 2
         return found
 

@@ -1,5 +1,5 @@
-"""Pairs of stretches of text for next-sentence prediction (arXiv:1810.04805): half go on where the first one stops, half
-come from another document.
+"""Pairs of stretches of text for next-sentence prediction (arXiv:1810.04805): half of the second ones go on where the
+first one stops, half come from another document.
 
 A document is divided into chunks of whole sentences that fill a window. A chunk is cut at one of its sentence ends,
 drawn anew each epoch; what stands before is the first stretch. The second is the rest of the chunk, or, as likely, what

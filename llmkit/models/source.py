@@ -18,8 +18,11 @@ POSITION_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len
 """How configs call the longest sequence they are made for."""
 
 AFTER_PADDING = frozenset(
-    ["camembert", "data2vec-text", "esm", "ibert", "jina-embeddings-v3", "layoutlmv3", "lilt", "longformer", "luke"]
-    + ["markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"]
+    [
+        *("camembert", "data2vec-text", "esm", "ibert", "jina-embeddings-v3", "layoutlmv3", "lilt"),
+        *("longformer", "luke", "markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta"),
+        *("xlm-roberta-xl", "xmod"),
+    ]
 )
 """Architectures whose positions begin after the padding token's id (`create_position_ids_from_input_ids`)."""
 ROBERTA_PAD = 1

@@ -11,7 +11,7 @@ from llmkit.data.rolespecs import INSTRUCTION, TEXT, RoleSpec
 from llmkit.models.source import max_length
 from llmkit.recipe.sections import Recipe
 from llmkit.recipe.tasks import TaskSection
-from llmkit.tasks import causal_lm, instruction, masked_lm
+from llmkit.tasks import causal_lm, instruction, masked_lm, replaced_tokens
 from llmkit.tasks.base import Encoder, Task
 from llmkit.tasks.masked_text import TOKENS
 from llmkit.tasks.network import NetworkSpec
@@ -63,6 +63,7 @@ TASKS: dict[str, TaskKind] = {
         lambda _: INSTRUCTION, instruction.build, instruction.added_tokens, template=instruction.template_text
     ),
     "masked_lm": TaskKind(lambda _: TEXT, masked_lm.build, named=lambda _: TOKENS),
+    "replaced_token_detection": TaskKind(lambda _: TEXT, replaced_tokens.build, named=lambda _: TOKENS),
 }
 
 

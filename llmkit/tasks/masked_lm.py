@@ -156,9 +156,7 @@ def _metrics(sums: RowSums, *, pairs: bool, bootstrap: bool) -> dict[str, Metric
             (*mlm, *nsp), lambda c: divide(c[0], c[1]) + divide(c[2], c[3]), bootstrap=bootstrap
         )
         found["nsp_loss"] = sums.metric(nsp, lambda c: divide(c[0], c[1]), bootstrap=bootstrap)
-        found["nsp_accuracy"] = sums.metric(
-            ("nsp_correct", "pairs"), lambda c: divide(c[0], c[1]), bootstrap=bootstrap
-        )
+        found["nsp_accuracy"] = sums.metric(("nsp_correct", "pairs"), lambda c: divide(c[0], c[1]), bootstrap=bootstrap)
     return found
 
 
