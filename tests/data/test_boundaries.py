@@ -3,6 +3,8 @@ last."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ CHINESE = "今天天气很好，我们去公园玩。“你好吗？”他说：
 
 def pieces(text: str, breaks: np.ndarray) -> list[str]:
     cuts = [0, *(i for i in range(1, len(text)) if breaks[i]), len(text)]
-    return [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(cuts)]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,7 @@ def test_sentences(text, expected):
 @pytest.fixture(scope="module", params=["bpe", "wordpiece", "unigram"])
 def encoder(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
-    spec = TokenizerTrain(algorithm=request.param, vocab_size=330)
+    spec = TokenizerTrain(algorithm=request.param, vocab_size=290 if request.param == "bpe" else 330)
     train_tokenizer(lambda: [ENGLISH, CHINESE] * 3, spec, directory)
     return BatchEncoder(directory)
 
