@@ -89,7 +89,7 @@ def word_starts(text: str, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """
     before = np.concatenate([[0], np.cumsum(word_breaks(text))])
     previous = np.concatenate([[0], ends[:-1]])
-    found = (before[np.maximum(starts, previous - 1) + 1] - before[previous] > 0).astype(np.uint8)
+    found: np.ndarray = (before[np.maximum(starts, previous - 1) + 1] - before[previous] > 0).astype(np.uint8)
     found[:1] = 1
     return found
 
@@ -98,6 +98,6 @@ def sentence_ends(text: str, starts: np.ndarray) -> np.ndarray:
     """(T,) uint8: 1 where a token is the last of a sentence; the last token of the text always is."""
     before = np.concatenate([[0], np.cumsum(sentence_breaks(text))])
     following = np.concatenate([starts[1:], [len(text)]])
-    found = (before[following + 1] - before[np.minimum(starts, following) + 1] > 0).astype(np.uint8)
+    found: np.ndarray = (before[following + 1] - before[np.minimum(starts, following) + 1] > 0).astype(np.uint8)
     found[-1:] = 1
     return found

@@ -110,7 +110,7 @@ def model_limit(recipe: Recipe) -> int | None:
     """Longest sequence (tokens) that the recipe's model is made for; None where it has no limit or follows the data."""
     config = config_of(recipe.model)
     config = config.get("text_config", config)
-    limits = [config[key] for key in POSITION_KEYS if isinstance(config.get(key), int)]
+    limits: list[int] = [config[key] for key in POSITION_KEYS if isinstance(config.get(key), int)]
     if not limits:
         return None
     # OPT's table has 2 rows more than positions and says the positions; RoBERTa's kin say the rows of their table
