@@ -16,31 +16,19 @@ HAN = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _RUN = re.compile(rf"[{HAN}]+|(?:(?![{HAN}])\w)+(?:['’](?:(?![{HAN}])\w)+)*")
 """A run of Chinese characters, to be cut into words, or a word of letters, digits and inner apostrophes."""
 
+_IS_HAN = re.compile(f"[{HAN}]")
+
 _CLOSING = "\"'”’»)\\]）】」』》〉"
-_END = re.compile(rf"[。！？!?…]+[{_CLOSING}]*|；|(?<!\.)\.(?:\s*\.)*[{_CLOSING}]*(?=\s|$)|(?<=\s)[.!?](?=\s)|\s*\n")
+_MARK = rf"[。！？!?…]+[{_CLOSING}]*|；|(?<!\.)\.(?:\s*\.)*[{_CLOSING}]*(?=\s|$)|(?<=\s)[.!?](?=\s)"
+_END = re.compile(rf"(?:{_MARK})(?:\s*\n)?|\s*\n")
 """Marks that end a sentence. A full stop does only before a blank, so 3.14 and example.com stay whole; so does a line's
 end, since headings have no mark."""
 
 _ABBREVIATIONS = frozenset(
-    ["mr", "mrs", "ms", "dr", "prof", "st", "sr", "jr", "vs", "etc", "inc", "ltd", "co", "corp", "no", "fig", "vol"]
-    + [
-        "e.g",
-        "i.e",
-        "cf",
-        "al",
-        "gen",
-        "col",
-        "lt",
-        "sgt",
-        "capt",
-        "rev",
-        "gov",
-        "sen",
-        "rep",
-        "u.s",
-        "u.k",
-        "a.m",
-        "p.m",
+    [
+        *("mr", "mrs", "ms", "dr", "prof", "st", "sr", "jr", "vs", "etc", "inc", "ltd", "co", "corp", "no"),
+        *("fig", "vol", "e.g", "i.e", "cf", "al", "gen", "col", "lt", "sgt", "capt", "rev", "gov", "sen"),
+        *("rep", "u.s", "u.k", "a.m", "p.m"),
     ]
 )
 _BEFORE = re.compile(r"(?:\w\.)*\w+\Z")
@@ -64,7 +52,7 @@ def word_breaks(text: str) -> np.ndarray:
     for found in _RUN.finditer(text):
         start, run = found.start(), found.group()
         breaks[start + 1 : found.end()] = False
-        if "\u3400" <= run[0] and re.match(f"[{HAN}]", run):
+        if _IS_HAN.match(run):
             for word in _jieba()(run):
                 breaks[start] = True
                 start += len(word)
@@ -101,15 +89,15 @@ def word_starts(text: str, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """
     before = np.concatenate([[0], np.cumsum(word_breaks(text))])
     previous = np.concatenate([[0], ends[:-1]])
-    found = before[np.maximum(starts, previous - 1) + 1] - before[previous] > 0
-    found[:1] = True
-    return found.astype(np.uint8)
+    found: np.ndarray = (before[np.maximum(starts, previous - 1) + 1] - before[previous] > 0).astype(np.uint8)
+    found[:1] = 1
+    return found
 
 
 def sentence_ends(text: str, starts: np.ndarray) -> np.ndarray:
     """(T,) uint8: 1 where a token is the last of a sentence; the last token of the text always is."""
     before = np.concatenate([[0], np.cumsum(sentence_breaks(text))])
     following = np.concatenate([starts[1:], [len(text)]])
-    found = before[following + 1] - before[np.minimum(starts, following) + 1] > 0
-    found[-1:] = True
-    return found.astype(np.uint8)
+    found: np.ndarray = (before[following + 1] - before[np.minimum(starts, following) + 1] > 0).astype(np.uint8)
+    found[-1:] = 1
+    return found

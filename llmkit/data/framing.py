@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -38,7 +39,13 @@ class Frame:
         return found if len(parts) == 1 else {**found, "token_type_ids": np.concatenate(types)}
 
 
-def read_part(split: TokenRows, row: int, start: int, stop: int, whole_words: bool) -> tuple[np.ndarray, np.ndarray]:
+class Streams(Protocol):
+    """What is read of a row."""
+
+    def row(self, i: int, stream: str = "input_ids", start: int = 0, stop: int | None = None) -> np.ndarray: ...
+
+
+def read_part(split: Streams, row: int, start: int, stop: int, whole_words: bool) -> tuple[np.ndarray, np.ndarray]:
     """(tokens, words) of [start, stop) of a row, each int64; a word's number counts from 0, a token its own word
     unless `whole_words`."""
     tokens = np.asarray(split.row(row, start=start, stop=stop)).astype(np.int64)
@@ -68,7 +75,7 @@ class WindowPlan:
         return len(self._order(epoch)[2])
 
     def lengths(self, epoch: int, indices: np.ndarray) -> np.ndarray:
-        rows, starts, stops = self._locate(epoch, indices)
+        _, starts, stops = self._locate(epoch, indices)
         found: np.ndarray = stops - starts + 2
         return found
 

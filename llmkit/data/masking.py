@@ -41,7 +41,7 @@ class Masker:
         budget = max(1, round(self.probability * int(sizes.sum())))
         order = draw.permutation(len(numbers))
         if int(sizes.max()) == 1:
-            picked = order[:budget]
+            picked: list[int] = order[:budget].tolist()
         else:
             picked, room = [], budget
             for place in order.tolist():

@@ -1,5 +1,5 @@
-"""Pairs of stretches of text for next-sentence prediction (arXiv:1810.04805): half go on where the first one stops, half
-come from another document.
+"""Pairs of stretches of text for next-sentence prediction (arXiv:1810.04805): half of the second ones go on where the
+first one stops, half come from another document.
 
 A document is divided into chunks of whole sentences that fill a window. A chunk is cut at one of its sentence ends,
 drawn anew each epoch; what stands before is the first stretch. The second is the rest of the chunk, or, as likely, what
@@ -115,7 +115,7 @@ class PairPlan:
         labels, first, second = self._pairs(epoch, indices)
         made = []
         for label, one, two in zip(labels.tolist(), first.T.tolist(), second.T.tolist(), strict=True):
-            parts = [read_part(self.split, *where, self.whole_words) for where in (one, two)]
+            parts = [read_part(self.split, row, start, stop, self.whole_words) for row, start, stop in (one, two)]
             arrays = {**self.frame.wrap(parts), "next_sentence_label": np.array(label)}
             arrays["key"] = np.array([*one[:2], *two[:2]])
             made.append(Sample(arrays, np.array([one[0], two[0]])))
@@ -160,7 +160,8 @@ class PairPlan:
         """(n,) a chunk of another row for each of `rows`, all such chunks being as likely."""
         low, high = self.chunks.begin[rows], self.chunks.begin[rows + 1]
         place = (draw * (len(self.chunks.rows) - (high - low))).astype(np.int64)
-        return place + np.where(place >= low, high - low, 0)
+        found: np.ndarray = place + np.where(place >= low, high - low, 0)
+        return found
 
     def _nearest(self, sentence: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """(n,) the later sentence of the same row whose end lies nearest to `wanted` tokens after that of `sentence`,
@@ -173,4 +174,6 @@ class PairPlan:
         after = np.where(c.of_row[after] == c.of_row[sentence], after, after - 1)
         before = np.maximum(after - 1, sentence + 1)
         after = np.maximum(after, sentence + 1)
-        return np.where(np.abs(keys[before] - target) < np.abs(keys[after] - target), before, after)
+        nearer = np.abs(keys[before] - target) < np.abs(keys[after] - target)
+        found: np.ndarray = np.where(nearer, before, after)
+        return found

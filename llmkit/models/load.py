@@ -211,7 +211,9 @@ def _new_config(
     own |= {key: value for key, value in _framing_ids(tokenizer).items() if key in known}
     if positions is not None and not any(key in given for key in POSITION_KEYS):
         own[positions] = max_length
-    if model_type in AFTER_PADDING:  # a tokenizer's padding may have a larger id than the table has room for
+    if (
+        model_type in AFTER_PADDING and positions is not None
+    ):  # a tokenizer's padding may have a larger id than the table has room for
         own[positions] = max(given.pop(positions, 0), max_length + padding_rows(own))
     try:
         config = config_class(**given, **own, **head.config)

@@ -22,6 +22,7 @@ HEADS = (
     ("lm_head",),
     ("head", "decoder"),
     ("generator_predictions", "generator_lm_head"),
+    ("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
 )
 """Where architectures keep their masked-LM head: modules applied one after the other."""
 

@@ -27,8 +27,11 @@ ENCODER_DECODERS = frozenset(
 """Architectures with an encoder and a text decoder: those of transformers' AutoModelForSeq2SeqLM, and our own. A table,
 because asking transformers imports torch."""
 AFTER_PADDING = frozenset(
-    ["camembert", "data2vec-text", "esm", "ibert", "jina-embeddings-v3", "layoutlmv3", "lilt", "longformer", "luke"]
-    + ["markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"]
+    [
+        *("camembert", "data2vec-text", "esm", "ibert", "jina-embeddings-v3", "layoutlmv3", "lilt"),
+        *("longformer", "luke", "markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta"),
+        *("xlm-roberta-xl", "xmod"),
+    ]
 )
 """Architectures whose positions begin after the padding token's id (`create_position_ids_from_input_ids`)."""
 ROBERTA_PAD = 1
@@ -123,7 +126,7 @@ def model_limit(recipe: Recipe) -> int | None:
     """Longest sequence (tokens) that the recipe's model is made for; None where it has no limit or follows the data."""
     config = config_of(recipe.model)
     config = config.get("text_config", config)
-    limits = [config[key] for key in POSITION_KEYS if isinstance(config.get(key), int)]
+    limits: list[int] = [config[key] for key in POSITION_KEYS if isinstance(config.get(key), int)]
     if not limits:
         return None
     # OPT's table has 2 rows more than positions and says the positions; RoBERTa's kin say the rows of their table

@@ -23,7 +23,6 @@ NAMES = frozenset(
 
 PENDING = frozenset(
     {
-        "replaced_token_detection",
         "sequence_classification",
     }
 )

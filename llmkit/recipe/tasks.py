@@ -30,7 +30,8 @@ class MaskedLM(_Task):
 
 
 class ReplacedTokenDetection(_Task):
-    """ELECTRA (arXiv:2003.10555). `generator`: keys of the smaller network that differ from `model.config`."""
+    """ELECTRA (arXiv:2003.10555). `generator`: keys of the smaller network that differ from the model's config, or
+    {name_or_path: ...}; null: the one saved beside the model's weights, else a fresh one a quarter as wide."""
 
     type: Literal["replaced_token_detection"]
     generator: dict[str, Any] | None = None

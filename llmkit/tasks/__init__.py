@@ -19,6 +19,7 @@ from llmkit.tasks import (
     pairs,
     preference,
     question_answering,
+    replaced_tokens,
     token_classification,
 )
 from llmkit.tasks.base import Encoder, Task
@@ -106,6 +107,7 @@ TASKS: dict[str, TaskKind] = {
     "translation": TaskKind(lambda _: PAIRS, pairs.build, named=pairs.named_tokens),
     "summarization": TaskKind(lambda _: PAIRS, pairs.build, named=pairs.named_tokens),
     "masked_lm": TaskKind(lambda _: TEXT, masked_lm.build, named=lambda _: TOKENS),
+    "replaced_token_detection": TaskKind(lambda _: TEXT, replaced_tokens.build, named=lambda _: TOKENS),
 }
 
 

@@ -74,6 +74,6 @@ def tells_types(model: ModelSection) -> bool:
     config = config_of(model)
     size = config.get("type_vocab_size")
     kind = config.get("model_type")
-    if size is None and kind in CONFIG_MAPPING:
+    if size is None and isinstance(kind, str) and kind in CONFIG_MAPPING:
         size = getattr(CONFIG_MAPPING[kind](), "type_vocab_size", None)
     return isinstance(size, int) and size > 1

@@ -1,4 +1,4 @@
-"""What the objectives that hide tokens share: how documents are stored, which windows show them, which tokens are hidden.
+"""What the objectives that hide tokens share: how documents are stored, which windows show them, what is hidden.
 
 Nothing random is stored. Which tokens are hidden is drawn when a batch is made, from (seed, step, what the sample
 shows), so neither the layout of batches nor the place in the run matters.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,7 @@ class MaskedTextEncoder:
         tokens, words = read_part(rows, i, 0, SHOWN_TOKENS, self.words)
         chosen = Masker(self.probability, 0, np.zeros(1)).choose(words, generator(0, _MASK, i))
         cuts = [0, *(np.flatnonzero(np.diff(chosen)) + 1).tolist(), len(tokens)]
-        return [
-            Span(decode(tokens[a:b].tolist()), bool(chosen[a])) for a, b in zip(cuts, cuts[1:], strict=False) if b > a
-        ]
+        return [Span(decode(tokens[a:b].tolist()), bool(chosen[a])) for a, b in pairwise(cuts) if b > a]
 
 
 @dataclass(frozen=True)
