@@ -95,7 +95,10 @@ def _with_blanks(words: Iterable[str]) -> Iterator[str]:
 def _with_spaced_text(words: Iterable[str]) -> Iterator[str]:
     """CJK words one by one, and what stands between them as it was: jieba cuts spaced words at each mark."""
     for cjk, group in groupby(words, lambda word: bool(CJK_CHARACTER.search(word))):
-        yield from group if cjk else ["".join(group)]
+        if cjk:
+            yield from group
+        else:
+            yield "".join(group)
 
 
 def _jieba() -> Callable[[str], Iterable[str]]:

@@ -218,7 +218,7 @@ def _new_config(
     try:
         config = config_class(**given, **own, **head.config)
     except Exception as error:  # each architecture checks its values in its own way
-        raise RecipeError(f"{model_type}: {_first_line(error)}", key="model.config") from error
+        raise RecipeError(f"{model_type}: {_first_line(error.__cause__ or error)}", key="model.config") from error
     check_architecture(config, head)
     _set_dropout(config, section)
     return config
