@@ -21,11 +21,11 @@ UNIGRAM = "unigram_perplexity"
 
 
 def metrics_part(evaluated: Evaluated) -> dict[str, Any]:
-    """{metrics, suites, baselines} as the contract has them; the unigram model is a baseline."""
+    """{metrics, suites, baselines} as the contract has them, and the task's tables; the unigram model is a baseline."""
     metrics = {name: metric_json(metric) for name, metric in evaluated.metrics.items() if name != UNIGRAM}
     unigram = evaluated.metrics.get(UNIGRAM)
     baselines = {} if unigram is None else {"unigram": {"perplexity": metric_json(unigram)}}
-    return {"metrics": metrics, "suites": {}, "baselines": baselines}
+    return {"metrics": metrics, "suites": {}, "baselines": baselines, **evaluated.tables}
 
 
 def metric_json(metric: Metric) -> dict[str, float | int | None]:

@@ -27,7 +27,6 @@ PENDING = frozenset(
         "replaced_token_detection",
         "span_corruption",
         "denoising",
-        "sequence_classification",
         "token_classification",
         "question_answering",
         "translation",

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmkit.data.rolespecs import INSTRUCTION, TEXT, RoleSpec
+from llmkit.data.rolespecs import CLASSIFICATION, INSTRUCTION, TEXT, RoleSpec
 from llmkit.models.source import max_length
 from llmkit.recipe.sections import Recipe
 from llmkit.recipe.tasks import TaskSection
-from llmkit.tasks import causal_lm, instruction
+from llmkit.tasks import causal_lm, instruction, sequence_classification
 from llmkit.tasks.base import Encoder, Task
 from llmkit.tasks.network import NetworkSpec
 
@@ -60,6 +60,9 @@ TASKS: dict[str, TaskKind] = {
     "causal_lm": TaskKind(lambda _: TEXT, causal_lm.build, causal_lm.added_tokens),
     "instruction": TaskKind(
         lambda _: INSTRUCTION, instruction.build, instruction.added_tokens, template=instruction.template_text
+    ),
+    "sequence_classification": TaskKind(
+        lambda _: CLASSIFICATION, sequence_classification.build, named=sequence_classification.named_tokens
     ),
 }
 
