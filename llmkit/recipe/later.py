@@ -78,7 +78,6 @@ LATER = (
     Later("evaluation.predict_with_generate", bool),
     Later("evaluation.interpolate", _is_set),
     Later("evaluation.suites"),
-    Later("evaluation.baselines"),
 )
 
 
