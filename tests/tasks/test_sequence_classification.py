@@ -61,14 +61,14 @@ def rows(labels: list[Any], count: int = 24, seed: int = 0, *, pairs: bool = Fal
 def recipe(directory: Path, kind: str = "bert", train: list[dict[str, Any]] | None = None, **sections: Any) -> Recipe:
     """A resolved recipe of a network from scratch on the rows given."""
     train = rows(KINDS["single_label"]) if train is None else train
-    bytewise = kind in ("gpt2", "llama", "qwen2")
+    tokenizer: dict[str, Any] = {"algorithm": "wordpiece", "vocab_size": 120}
+    if kind in ("gpt2", "llama", "qwen2"):
+        tokenizer = {"algorithm": "bpe", "vocab_size": 300}
     content: dict[str, Any] = {
         "output_dir": str(directory / "run"),
         "task": {"type": "sequence_classification"},
         "model": {"config": {"model_type": kind, **MODELS[kind]}},
-        "tokenizer": {
-            "train": {"algorithm": "bpe" if bytewise else "wordpiece", "vocab_size": 300 if bytewise else 120}
-        },
+        "tokenizer": {"train": tokenizer},
         "data": {"train": [{"path": str(write_rows(directory / "train.jsonl", train))}], "max_length": 24},
     }
     for name, section in sections.items():
