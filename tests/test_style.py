@@ -41,6 +41,7 @@ LEAVES = {
     "metrics.table",
     "data.records",
     "data.examples",
+    "models.registry",
 }
 """Importable from anywhere: they import nothing of llmkit but leaves (held below) and the recipe's types."""
 

@@ -36,7 +36,7 @@ PENDING = frozenset(
 )
 """Task types that have a section and no task yet."""
 
-ARCHITECTURES = frozenset({"rnn_seq2seq", "rnn_lm", "text_cnn", "rnn_encoder", "ngram"})
+ARCHITECTURES = frozenset({"ngram"})
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,6 @@ def _is_set(value: Any) -> bool:
 LATER = (
     Later("model.freeze", _is_set, "peft trains a small part of the model"),
     Later("model.probe", _is_set),
-    Later("tokenizer.train.algorithm", _in("word", "char"), "bpe, wordpiece and unigram are"),
     Later("peft.type", _in("ia3", "prompt_tuning"), "lora, dora and rslora are"),
     Later("data.augment"),
     Later("training.label_smoothing_factor", _is_set),
