@@ -56,7 +56,9 @@ def test_padding_anywhere_changes_nothing(cell, bidirectional, side):
 def test_documents_of_a_row_do_not_see_each_other(cell):
     cells = cells_of(cell)
     documents = rows()
-    packed = torch.stack([torch.cat([documents[0], documents[3]]), torch.cat([documents[1], documents[2], documents[2]])])
+    packed = torch.stack(
+        [torch.cat([documents[0], documents[3]]), torch.cat([documents[1], documents[2], documents[2]])]
+    )
     starts = torch.zeros(2, 11, dtype=torch.bool)
     starts[0, [0, 4]] = starts[1, [0, 9, 10]] = True
     outputs, state = run_cells(cells, packed, starts=starts)

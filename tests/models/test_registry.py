@@ -42,7 +42,9 @@ def test_any_order_of_imports(order, tmp_path):
 
 
 def test_importing_llmkit_imports_nothing_heavy():
-    code = "import sys, llmkit, llmkit.cli; print(sorted({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
+    code = (
+        "import sys, llmkit, llmkit.cli; print(sorted({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
+    )
     assert python(code).strip() == "[]"
 
 

@@ -57,7 +57,9 @@ def test_a_state_changes_no_completion(cell, mode):
     found = []
     for use_cache in (True, False):
         torch.manual_seed(2)
-        found.append(model.generate(input_ids=ids, max_new_tokens=8, use_cache=use_cache, pad_token_id=1, **MODES[mode]))
+        found.append(
+            model.generate(input_ids=ids, max_new_tokens=8, use_cache=use_cache, pad_token_id=1, **MODES[mode])
+        )
     assert torch.equal(found[0], found[1])
     assert len(set(found[0][:, 6:].flatten().tolist())) > 2
 
