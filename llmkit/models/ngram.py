@@ -25,12 +25,12 @@ Contexts = list[torch.Tensor]
 """For each order below the model's: number of the n-gram that ends at a position, -1 where it is not in the model."""
 
 
-class NgramForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class NgramForCausalLM(PreTrainedModel, GenerationMixin):
     """Nothing in it is trained. `unigrams.weight` (V, 1) holds log p of order 1: what stands for the embedding."""
 
     config_class = NgramConfig
     base_model_prefix = "ngram"
-    _keep_in_fp32_modules_strict = ("unigrams", "log_probs", "backoffs")
+    _keep_in_fp32_modules_strict = ["unigrams", "log_probs", "backoffs"]  # noqa: RUF012
 
     def __init__(self, config: NgramConfig):
         super().__init__(config)
@@ -44,7 +44,7 @@ class NgramForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             if n < config.order:
                 self.register_buffer(f"backoffs_{n}", torch.zeros(size, dtype=torch.float32))
         self._best: list[tuple[torch.Tensor, torch.Tensor]] | None = None
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
         """A model that was never counted knows nothing: uniform."""
@@ -82,7 +82,7 @@ class NgramForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # a context is a handful of tokens: there is nothing to cache
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
     ) -> dict[str, Any]:
         return {"input_ids": input_ids, "attention_mask": attention_mask, "logits_to_keep": 1}
@@ -124,8 +124,8 @@ class NgramForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     @torch.no_grad()
     def score_labels(self, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, T) -log p of each label (shifted: what follows the position; 0 where IGNORE) in float64, and whether it is
-        the most probable token. Without the whole distribution: a binary search an order."""
+        """(B, T) -log p of each label (shifted: what follows the position; 0 where IGNORE) in float64, and whether it
+        is the most probable token. Without the whole distribution: a binary search an order."""
         given = labels != IGNORE
         words = labels[given]
         best = self._best_tokens()

@@ -7,7 +7,8 @@ order, and the continuations of a context stand side by side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmkit.data.packing import TokenRows
+from llmkit.files import environment_errors
 
 BUFFER_TOKENS = 2**22
 """Tokens, or n-grams, that are held in memory at once: some hundreds of megabytes while sorting."""
 
 Ints = NDArray[np.int64]
+Told = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,10 @@ class Scratch:
         path = self.directory / name
         if size == 0:
             return np.zeros(0, dtype)
-        return np.memmap(path, dtype, "w+", shape=(size,))
+        with environment_errors(path), path.open("wb") as file:
+            # a page that finds the disk full later would be a bus error, not an exception
+            os.posix_fallocate(file.fileno(), 0, size * np.dtype(dtype).itemsize)
+        return np.memmap(path, dtype, "r+", shape=(size,))
 
     def chunks(self, size: int) -> Iterator[slice]:
         for start in range(0, size, self.buffer):
@@ -53,8 +59,11 @@ class Counts:
         return len(self.keys)
 
 
-def count_ngrams(split: TokenRows, rows: Ints, order: int, vocab_size: int, scratch: Scratch) -> list[Counts]:
-    """Counts of orders 1 to `order` in `rows` of `split`. An n-gram never reaches over the end of a row.
+def count_ngrams(
+    split: TokenRows, rows: Ints, order: int, vocab_size: int, scratch: Scratch, told: Told = lambda n, size: None
+) -> list[Counts]:
+    """Counts of orders 1 to `order` in `rows` of `split`. An n-gram never reaches over the end of a row. told: called
+    with each order and how many n-grams it has.
 
     A row's first token, which nothing predicts, is context only: order 1 does not count it (KenLM's `<s>`).
     """
@@ -68,6 +77,7 @@ def count_ngrams(split: TokenRows, rows: Ints, order: int, vocab_size: int, scra
         sources = _Keys(tokens, starts, numbers, vocab_size)
         counts = _count(sources, n, scratch)
         found.append(counts)
+        told(n, len(counts))
         if n < order:
             numbers = scratch.array(f"numbers-{n}", len(tokens), np.int64)
             for part in scratch.chunks(len(tokens)):
@@ -93,7 +103,7 @@ def _flatten(split: TokenRows, rows: Ints, scratch: Scratch) -> tuple[NDArray[np
 
 @dataclass(frozen=True)
 class _Keys:
-    """Keys of the n-gram that ends at each position; `numbers` (M,) those of the (n-1)-grams, -1 where there is none."""
+    """Keys of the n-gram that ends at each position. numbers: (M,) those of the (n-1)-grams, -1 where there is none."""
 
     tokens: NDArray[np.int32]
     starts: NDArray[np.bool_]
@@ -130,11 +140,13 @@ def _merge(runs: list[Counts], n: int, scratch: Scratch) -> Counts:
     block = max(1, scratch.buffer // max(len(runs), 1))
     at = [0] * len(runs)
     paths = [scratch.directory / f"{kind}-{n}" for kind in ("keys", "counts")]
-    with paths[0].open("wb") as key_file, paths[1].open("wb") as count_file:
+    with environment_errors(paths[0]), paths[0].open("wb") as key_file, paths[1].open("wb") as count_file:
         while any(place < len(run) for place, run in zip(at, runs, strict=True)):
             heads = [run.keys[place : place + block] for place, run in zip(at, runs, strict=True)]
             # beyond the smallest last key of a run that goes on, other blocks may hold keys that are not read yet
-            bounds = [int(head[-1]) for head, place, run in zip(heads, at, runs, strict=True) if place + block < len(run)]
+            bounds = [
+                int(head[-1]) for head, place, run in zip(heads, at, runs, strict=True) if place + block < len(run)
+            ]
             takes = [int(np.searchsorted(head, min(bounds), "right")) if bounds else len(head) for head in heads]
             keys = np.concatenate([head[:take] for head, take in zip(heads, takes, strict=True)])
             counts = np.concatenate(

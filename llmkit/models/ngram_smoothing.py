@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmkit.models.ngram_counting import Counts, Scratch
+from llmkit.data.packing import TokenRows
+from llmkit.models.ngram_counting import Counts, Scratch, Told, count_ngrams
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -46,6 +47,34 @@ class Smoothed:
     discounts: list[tuple[float, float, float]]
     fallback: list[int]
     seen: list[int]
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What is counted: `rows` of a split (a row as often as it is named), each [start, ..., end], and its vocabulary.
+
+    start, end: the tokens that begin and end a document, which may be the same one.
+    """
+
+    split: TokenRows
+    rows: Ints
+    vocab_size: int
+    start: int
+    end: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are predicted."""
+        lengths = np.asarray(self.split.lengths())[self.rows].astype(np.int64)
+        return int((lengths - 1).clip(min=0).sum())
+
+
+def estimate(
+    documents: Documents, *, order: int, prune: list[int], scratch: Scratch, told: Told = lambda n, size: None
+) -> Smoothed:
+    """The model of `order` of the documents. A function of them alone: the size of the buffers does not show."""
+    counts = count_ngrams(documents.split, documents.rows, order, documents.vocab_size, scratch, told)
+    return smooth(counts, start=documents.start, end=documents.end, prune=prune, scratch=scratch)
 
 
 def thresholds(prune: list[int], order: int) -> list[int]:
@@ -213,13 +242,13 @@ def _kept(level: _Level, probs: Floats, contexts: Any, scratch: Scratch) -> tupl
     keys = scratch.array(f"table-{level.n}", total, np.int64)
     log_probs = scratch.array(f"log-probs-{level.n}", total, np.float32)
     for part in scratch.chunks(size):
-        kept = np.flatnonzero(level.keep(part))
-        into = ranks[part][kept]
-        old[into] = kept + part.start
-        whole = np.asarray(level.counts.keys[part])[kept]
+        places = np.flatnonzero(level.keep(part))
+        into = ranks[part][places]
+        old[into] = places + part.start
+        whole = np.asarray(level.counts.keys[part])[places]
         if level.n > 2:
             context, token = np.divmod(whole, level.vocab_size)
             whole = contexts[1][context] * level.vocab_size + token
         keys[into] = whole
-        log_probs[into] = np.log(probs[part][kept])
+        log_probs[into] = np.log(probs[part][places])
     return Table(keys, log_probs, scratch.array(f"table-backoffs-{level.n}", total, np.float32)), (old, ranks)

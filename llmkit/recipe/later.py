@@ -37,7 +37,7 @@ PENDING = frozenset(
 )
 """Task types that have a section and no task yet."""
 
-ARCHITECTURES = frozenset({"rnn_seq2seq", "rnn_lm", "text_cnn", "rnn_encoder", "ngram"})
+ARCHITECTURES = frozenset({"rnn_seq2seq", "rnn_lm", "text_cnn", "rnn_encoder"})
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,6 @@ LATER = (
     Later("training.max_memory", _is_set, "per_device_train_batch_size bounds memory"),
     Later("distributed.strategy", _in("fsdp", "hybrid"), "ddp is"),
     Later("evaluation.predict_with_generate", bool),
-    Later("evaluation.interpolate", _is_set),
     Later("evaluation.suites"),
     Later("evaluation.baselines"),
 )
