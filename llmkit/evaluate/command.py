@@ -16,6 +16,7 @@ from llmkit.data.prepared import prove_before_use
 from llmkit.errors import ConditionFailed, DataError
 from llmkit.evaluate import results
 from llmkit.evaluate.conditions import failures, parse_conditions
+from llmkit.evaluate.interpolate import interpolate, load_ngram, ngram_directory
 from llmkit.evaluate.runmodel import (
     fingerprint_of_run,
     locate_model,
@@ -30,6 +31,9 @@ from llmkit.recipe.sections import Recipe, SourceSection, TokenizerSection
 from llmkit.report.console import Console
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
     from llmkit.data.shards import Split
     from llmkit.tasks.base import Evaluated, Prediction, Task
 
@@ -50,6 +54,7 @@ def evaluate(recipe: Recipe, options: Options, console: Console) -> dict[str, An
     known = TASK_METRICS[recipe.task.type]
     conditions = parse_conditions(recipe.evaluation.fail_if, known)
     place = locate_model(recipe, options)
+    ngram_directory(recipe.evaluation, None)
     if options.dry_run:
         return _dry_run(recipe, place, console)
     prove(place)
@@ -65,6 +70,7 @@ def evaluate(recipe: Recipe, options: Options, console: Console) -> dict[str, An
     prepared = _prepared(recipe, place, options, console)
     if not where.rank:
         prove_before_use(prepared.directory, console.note)
+    ngram_directory(recipe.evaluation, prepared.tokenizer_dir)
     scored = choose_split(recipe, prepared)
     found = _score(recipe, options, prepared, scored, place, console)
     if where.rank:
@@ -165,12 +171,14 @@ def _score(
                 max_samples=section.max_samples,
                 progress=progress,
             )
-        evaluated = task.finalize(predictions, scored.split, bootstrap=True)
+            evaluated = task.finalize(predictions, scored.split, bootstrap=True)
+            suites = _interpolation(recipe, task, module, prepared, scored, accelerator, evaluated)
     finally:
         accelerator.end_training()
     inner = getattr(getattr(module, "model", None), "config", None)
     document = {
         **results.metrics_part(evaluated),
+        "suites": suites,
         "sources": _by_source(task, predictions, scored),
         "provenance": {
             "model": str(place),
@@ -188,6 +196,27 @@ def _score(
         },
     }
     return document, evaluated
+
+
+def _interpolation(
+    recipe: Recipe,
+    task: Task,
+    module: nn.Module,
+    prepared: Prepared,
+    scored: Scored,
+    accelerator: Accelerator,
+    evaluated: Evaluated,
+) -> dict[str, Any]:
+    """The suite of `evaluation.interpolate`, where it is asked for; its convention joins the others."""
+    place = ngram_directory(recipe.evaluation, prepared.tokenizer_dir)
+    if place is None:
+        return {}
+    ngram = load_ngram(recipe, place, prepared.tokenizer_dir)
+    tune = prepared.splits.get("validation") if scored.name == "test" else None
+    tune = tune if tune is not None and tune.num_rows else None
+    found, notes = interpolate(recipe, task, module, ngram, tune, scored.split, accelerator)
+    evaluated.notes += notes
+    return {"interpolation": found}
 
 
 def _by_source(task: Task, predictions: list[Prediction], scored: Scored) -> dict[str, Any]:

@@ -87,6 +87,7 @@ class NgramForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> dict[str, Any]:
         return {"input_ids": input_ids, "attention_mask": attention_mask, "logits_to_keep": 1}
 
+    @torch.no_grad()
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -133,6 +134,8 @@ class NgramForCausalLM(PreTrainedModel, GenerationMixin):
         top = self.unigrams.weight[:, 0].max()
         top_p, top_word = top.double().expand_as(log_p), self.unigrams.weight[:, 0].argmax().expand_as(words)
         for n, context in enumerate(self.contexts(input_ids), 1):
+            if len(self._backoffs(n)) == 0:  # pruned away, and all orders above with it
+                break
             numbers = context[given]
             known = numbers >= 0
             numbers = numbers.clamp(min=0)
