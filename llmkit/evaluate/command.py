@@ -7,6 +7,7 @@ The result says what it was made of: hashes of weights, tokenizer and data, prec
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from llmkit.data.prepared import prove_before_use
 from llmkit.errors import ConditionFailed, DataError
 from llmkit.evaluate import results
 from llmkit.evaluate.conditions import failures, parse_conditions
-from llmkit.evaluate.interpolate import interpolate, load_ngram, ngram_directory
+from llmkit.evaluate.interpolate import interpolate, ngram_directory, paired
 from llmkit.evaluate.runmodel import (
     fingerprint_of_run,
     locate_model,
@@ -31,10 +32,9 @@ from llmkit.recipe.sections import Recipe, SourceSection, TokenizerSection
 from llmkit.report.console import Console
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from torch import nn
-
     from llmkit.data.shards import Split
+    from llmkit.evaluate.split import Progress
+    from llmkit.report.console import Advance
     from llmkit.tasks.base import Evaluated, Prediction, Task
 
 
@@ -155,24 +155,22 @@ def _score(
         precision = choose_precision(recipe.distributed.mixed_precision, accelerator.device.type)
         section = recipe.evaluation
         with console.progress("evaluate", None, "sequences") as advance, autocast_of(precision, accelerator.device)():
-            done = 0
-
-            def progress(now: int, total: int) -> None:
-                nonlocal done
-                advance(now - done, f"of {total:,}")
-                done = now
-
-            predictions = predict_split(
-                task,
+            predict = partial(
+                predict_split,
+                paired(recipe, task, prepared.tokenizer_dir, accelerator.device),
                 module,
-                scored.split,
-                accelerator,
+                accelerator=accelerator,
                 batch_size=section.per_device_eval_batch_size,
                 max_samples=section.max_samples,
-                progress=progress,
             )
+            predictions = predict(scored.split, progress=_advancing(advance))
             evaluated = task.finalize(predictions, scored.split, bootstrap=True)
-            suites = _interpolation(recipe, task, module, prepared, scored, accelerator, evaluated)
+            suites = {}
+            if section.interpolate is not None:
+                tune = prepared.splits.get("validation") if scored.name == "test" else None
+                held_out = partial(predict, tune) if tune is not None and tune.num_rows else None
+                suites["interpolation"], note = interpolate(predictions, scored.split, held_out)
+                evaluated.notes.append(note)
     finally:
         accelerator.end_training()
     inner = getattr(getattr(module, "model", None), "config", None)
@@ -198,25 +196,15 @@ def _score(
     return document, evaluated
 
 
-def _interpolation(
-    recipe: Recipe,
-    task: Task,
-    module: nn.Module,
-    prepared: Prepared,
-    scored: Scored,
-    accelerator: Accelerator,
-    evaluated: Evaluated,
-) -> dict[str, Any]:
-    """The suite of `evaluation.interpolate`, where it is asked for; its convention joins the others."""
-    place = ngram_directory(recipe.evaluation, prepared.tokenizer_dir)
-    if place is None:
-        return {}
-    ngram = load_ngram(recipe, place, prepared.tokenizer_dir)
-    tune = prepared.splits.get("validation") if scored.name == "test" else None
-    tune = tune if tune is not None and tune.num_rows else None
-    found, notes = interpolate(recipe, task, module, ngram, tune, scored.split, accelerator)
-    evaluated.notes += notes
-    return {"interpolation": found}
+def _advancing(advance: Advance) -> Progress:
+    done = 0
+
+    def progress(now: int, total: int) -> None:
+        nonlocal done
+        advance(now - done, f"of {total:,}")
+        done = now
+
+    return progress
 
 
 def _by_source(task: Task, predictions: list[Prediction], scored: Scored) -> dict[str, Any]:

@@ -6,7 +6,7 @@ cross-fitted, each half of the rows with the weight of the other half.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -24,7 +24,7 @@ from llmkit.recipe.sections import EvaluationSection, ModelSection, Recipe
 from llmkit.tasks.base import IGNORE, Batch, Metric, Plan, Prediction, Sample, Task
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    import torch
     from torch import nn
 
     from llmkit.data.shards import Split
@@ -55,7 +55,8 @@ def ngram_directory(section: EvaluationSection, tokenizer_dir: Path | None) -> P
 
 @dataclass(frozen=True)
 class _Pair:
-    """The part of a Task that scoring reads: a prediction is (2, T) log p of a sample's labels under both models."""
+    """The part of a Task that scoring reads, with both models in one pass: what the task itself predicts, and (2, T)
+    log p of a sample's labels."""
 
     task: Task
     ngram: nn.Module
@@ -69,11 +70,29 @@ class _Pair:
     def predict(self, module: nn.Module, batch: Batch, samples: Sequence[Sample]) -> list[Prediction]:
         from llmkit.models.lm import CausalLMModule
         from llmkit.models.wrapping import unwrap
+        from llmkit.tasks.language_model import predictions
 
-        losses = [unwrap(part, CausalLMModule).score(batch)[0] for part in (module, self.ngram)]
+        losses, hits = unwrap(module, CausalLMModule).score(batch)
+        others, _ = unwrap(self.ngram, CausalLMModule).score(batch)
         given = (batch["labels"] != IGNORE).cpu().numpy()
-        both = -np.stack([part.cpu().numpy() for part in losses])
-        return [Prediction(int(s.rows[0]), {"log_p": both[:, i, given[i]]}) for i, s in enumerate(samples)]
+        both = -np.stack([losses.cpu().numpy(), others.cpu().numpy()])
+        found = predictions(losses, hits, batch["labels"], samples)
+        for i, prediction in enumerate(found):
+            prediction.values["log_p"] = both[:, i, given[i]]
+        return found
+
+
+def paired(recipe: Recipe, task: Task, tokenizer_dir: Path, device: torch.device) -> Task:
+    """The task, which where evaluation.interpolate asks for it scores with the n-gram model too."""
+    from llmkit.tasks.language_model import build_module
+    from llmkit.tasks.network import NetworkSpec
+
+    place = ngram_directory(recipe.evaluation, tokenizer_dir)
+    if place is None:
+        return task
+    section = ModelSection(name_or_path=str(place))
+    ngram = build_module(NetworkSpec(section, None, tokenizer_dir, recipe.seed, 1, trained=True))
+    return cast("Task", _Pair(task, ngram.to(device)))
 
 
 @dataclass(frozen=True)
@@ -86,46 +105,34 @@ class _Tokens:
 
 
 def interpolate(
-    recipe: Recipe,
-    task: Task,
-    module: nn.Module,
-    ngram: nn.Module,
-    tune: Split | None,
-    scored: Split,
-    accelerator: Accelerator,
-) -> tuple[dict[str, Any], list[str]]:
-    """({weight, loss, perplexity, bits_per_byte, ngram_perplexity} as results.json has them, notes); the same on every
-    process. tune: rows to fit the weight on; None: cross-fitted on `scored`. Raises DataError for a single row."""
-    pair = cast("Task", _Pair(task, ngram.to(accelerator.device)))
-    found = _score(pair, module, scored, recipe.evaluation, accelerator)
+    predictions: list[Prediction], scored: Split, tune: Callable[[], list[Prediction]] | None
+) -> tuple[dict[str, Any], str]:
+    """({weight, loss, perplexity, bits_per_byte, ngram_perplexity} as results.json has them, how the weight was found).
+
+    predictions: of a `paired` task on `scored`. tune: gives those of the rows to fit the weight on; None: cross-fitted.
+    Raises DataError for a single row.
+    """
+    found = _tokens(predictions)
     if tune is not None:
-        weights = [fit_weight(*_score(pair, module, tune, recipe.evaluation, accelerator).log_p)]
+        weights = [fit_weight(*_tokens(tune()).log_p)]
         mixed = mix(found.log_p[0], found.log_p[1], weights[0])
         how = "fitted on the validation rows"
     else:
         weights, mixed = _cross_fit(found)
-        how = (
-            f"cross-fitted: each half of the rows with the weight of the other ({weights[0]:.4f} and {weights[1]:.4f})"
-        )
+        one, other = weights
+        how = f"cross-fitted: each half of the rows with the weight of the other half ({one:.4f} and {other:.4f})"
     metrics = {"weight": Metric(float(np.mean(weights))), **_metrics(mixed, found, scored)}
     metrics["ngram_perplexity"] = _metrics(found.log_p[1], found, scored)["perplexity"]
-    note = f"interpolation: weight of the model against {recipe.evaluation.interpolate.ngram}, {how}"  # type: ignore[union-attr]
-    return {name: metric_json(metric) for name, metric in metrics.items()}, [note]
+    suite = {name: metric_json(metric) for name, metric in metrics.items()}
+    return suite, f"interpolation: the weight is the model's, the rest the n-gram model's; {how}"
 
 
-def _score(
-    pair: Task, module: nn.Module, split: Split, section: EvaluationSection, accelerator: Accelerator
-) -> _Tokens:
-    from llmkit.evaluate.split import predict_split
-
-    size, most = section.per_device_eval_batch_size, section.max_samples
-    predictions = predict_split(pair, module, split, accelerator, batch_size=size, max_samples=most)
-    sizes = [prediction.values["log_p"].shape[1] for prediction in predictions]
+def _tokens(predictions: list[Prediction]) -> _Tokens:
+    log_p = [prediction.values["log_p"] for prediction in predictions]
+    if sum(part.shape[1] for part in log_p) == 0:
+        raise DataError("there is no token to fit the weight of the mixture on", key=KEY)
     rows, places = np.unique([prediction.row for prediction in predictions], return_inverse=True)
-    log_p = np.concatenate([prediction.values["log_p"] for prediction in predictions], axis=1)
-    if log_p.shape[1] == 0:
-        raise DataError("no token to fit the weight of the mixture on", key=KEY)
-    return _Tokens(log_p, np.repeat(places, sizes), rows)
+    return _Tokens(np.concatenate(log_p, axis=1), np.repeat(places, [part.shape[1] for part in log_p]), rows)
 
 
 def _cross_fit(found: _Tokens) -> tuple[list[float], np.ndarray]:
@@ -152,12 +159,3 @@ def _metrics(log_p: np.ndarray, found: _Tokens, split: Split) -> dict[str, Metri
         "bits_per_byte": ratio(losses / np.log(2), np.asarray(split.bytes_of())[found.rows], bootstrap=True),
     }
     return {name: metric for name, metric in wanted.items() if metric is not None}
-
-
-def load_ngram(recipe: Recipe, place: Path, tokenizer_dir: Path) -> nn.Module:
-    """The n-gram model as a module that scores."""
-    from llmkit.tasks.language_model import build_module
-    from llmkit.tasks.network import NetworkSpec
-
-    section = ModelSection(name_or_path=str(place))
-    return build_module(NetworkSpec(section, None, tokenizer_dir, recipe.seed, 1, trained=True))

@@ -19,6 +19,7 @@ from llmkit.tasks.base import Batch, Evaluated, Metric, Prediction
 from llmkit.tasks.network import NetworkSpec, build_network, export_network
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from llmkit.data.shards import Split
@@ -94,7 +95,14 @@ def predict(module: nn.Module, batch: Batch, samples: Sequence[Sample]) -> list[
     from llmkit.models.wrapping import unwrap
 
     losses, hits = unwrap(module, CausalLMModule).score(batch)
-    tokens = (batch["labels"] != IGNORE).sum(1).tolist()
+    return predictions(losses, hits, batch["labels"], samples)
+
+
+def predictions(
+    losses: torch.Tensor, hits: torch.Tensor, labels: torch.Tensor, samples: Sequence[Sample]
+) -> list[Prediction]:
+    """Of scored labels, (B, T) each: see `CausalLMModule.score`."""
+    tokens = (labels != IGNORE).sum(1).tolist()
     sums, correct = losses.sum(1).tolist(), hits.sum(1).tolist()
     return [
         Prediction(int(sample.rows[0]), {"loss": sums[i], "tokens": tokens[i], "correct": correct[i]})
