@@ -75,6 +75,8 @@ def table(document: dict[str, Any], notes: list[str]) -> list[str]:
     rows += [_row(name, value) for name, value in document["metrics"].items()]
     for baseline, metrics in document["baselines"].items():
         rows += [_row(name, value, f"{baseline} model: ") for name, value in metrics.items()]
+    for suite, metrics in document["suites"].items():
+        rows += [_row(name, value, f"{suite}: ") for name, value in metrics.items()]
     for source, part in document["sources"].items():
         rows += [
             _row(name, part["metrics"][name], f"{source}: ") for name in document["metrics"] if name in part["metrics"]

@@ -36,7 +36,7 @@ PENDING = frozenset(
 )
 """Task types that have a section and no task yet."""
 
-ARCHITECTURES = frozenset({"ngram"})
+ARCHITECTURES: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,6 @@ LATER = (
     Later("training.max_memory", _is_set, "per_device_train_batch_size bounds memory"),
     Later("distributed.strategy", _in("fsdp", "hybrid"), "ddp is"),
     Later("evaluation.predict_with_generate", bool),
-    Later("evaluation.interpolate", _is_set),
     Later("evaluation.suites"),
 )
 

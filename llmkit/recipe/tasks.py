@@ -159,6 +159,7 @@ OVERFLOW: dict[str, tuple[Literal["split", "truncate", "drop", "error"], ...]] =
 BASELINES: dict[str, tuple[str, ...]] = {
     "majority": ("sequence_classification",),
     "tfidf_logistic_regression": ("sequence_classification",),
+    "ngram": ("causal_lm",),
 }
 """The tasks that each of `evaluation.baselines` applies to; a baseline that is not here is to come."""
 

@@ -120,7 +120,7 @@ def test_unknown_and_later_names_of_tasks_and_steps(tmp_path: Path) -> None:
         ("evaluation.baselines=[ngram]", "evaluation.baselines"),
         ("distributed.strategy=fsdp", "distributed.strategy"),
         ("model.freeze=[wte]", "model.freeze"),
-        ("model.config={model_type: ngram}", "model.config.model_type"),
+        ("model.config={model_type: rnn_lm}", "model.config.model_type"),
         ("peft={type: ia3}", "peft.type"),
     ],
 )
