@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from llmkit.errors import RecipeError
 from llmkit.evaluate.conditions import parse_condition
 from llmkit.metrics.table import TASK_METRICS
-from llmkit.recipe import counting
+from llmkit.recipe import counting, probing
 from llmkit.recipe.later import Problem
 from llmkit.recipe.paths import is_local
 from llmkit.recipe.sections import Recipe, SourceSection
@@ -75,6 +75,7 @@ def problems(recipe: Recipe, context: Context) -> Iterator[Problem]:
     yield from _baselines(recipe)
     yield from _generation(recipe)
     yield from counting.problems(recipe)
+    yield from probing.problems(recipe)
 
 
 def is_set(section: BaseModel, name: str) -> bool:
@@ -93,6 +94,8 @@ def _command(recipe: Recipe, context: Context) -> Iterator[Problem]:
         yield Problem("task.type", f"{recipe.task.type} is a task of llmkit {right}, not of llmkit {context.command}")
     if context.command == "pretrain" and counting.counts(recipe) and (context.num_processes or 1) > 1:
         yield Problem("model.config", "an n-gram model is counted in one process; leave --num-processes out")
+    if context.command == "finetune" and probing.probes(recipe) and (context.num_processes or 1) > 1:
+        yield Problem("model.probe", "a probe is fitted in one process; leave --num-processes out")
     if context.command in ("preprocess", "pretrain", "finetune") and not recipe.data.train:
         yield Problem(
             "data.train", "required key is missing; expected a list of sources, e.g. [{path: data/train.jsonl}]"

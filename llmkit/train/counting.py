@@ -89,7 +89,7 @@ def execute(
             "ngrams_seen": found.seen,
         }
     directory.update(resolved=resolved, tokens=documents.num_tokens)
-    results = _validate(recipe, task, module, prepared, directory, documents.num_tokens)
+    results = validate(recipe, task, module, prepared, directory, documents.num_tokens)
     results |= {f"ngrams_{n}": size for n, size in enumerate(_model(module).config.num_ngrams, 1)}
     console.note("writing the model")
     export.export_model(task, module, recipe, directory.path / MODEL, results)
@@ -145,7 +145,7 @@ def _fit(module: nn.Module, documents: Documents, scratch: Scratch, console: Con
     return found
 
 
-def _validate(
+def validate(
     recipe: Recipe, task: Task, module: nn.Module, prepared: Prepared, directory: RunDirectory, tokens: int
 ) -> dict[str, Any]:
     """Metrics of the held-out rows, or of the training rows where there are none; logged, and returned flat."""

@@ -18,6 +18,7 @@ from llmkit.errors import EnvironmentFailure
 from llmkit.files import free_bytes
 from llmkit.options import Options
 from llmkit.recipe.counting import counts
+from llmkit.recipe.probing import probes
 from llmkit.recipe.resolve import dump
 from llmkit.recipe.sections import Recipe
 from llmkit.report.console import Console
@@ -42,13 +43,15 @@ def dry_run(recipe: Recipe, options: Options, console: Console) -> dict[str, Any
             "data": {key: value for key, value in prepared.report.items() if key != "tally"},
             "examples": describe_examples(prepared, recipe),
         }
-        from llmkit.train import counting
+        from llmkit.train import counting, probing
 
-        trial = counting.try_once if counts(recipe) else try_once
+        trial, lines_of = try_once, run_lines
+        if counts(recipe) or probes(recipe):
+            own = counting if counts(recipe) else probing
+            trial, lines_of = own.try_once, own.run_lines
         report["run"] = trial(recipe, options, prepared, Path(scratch), exact)
     if not options.json:
-        lines = counting.run_lines(report["run"]) if counts(recipe) else run_lines(report["run"])
-        console.result(as_text(report, summary(prepared), lines))
+        console.result(as_text(report, summary(prepared), lines_of(report["run"])))
     check_disk(recipe, report["run"])
     return report
 
