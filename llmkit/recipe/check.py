@@ -158,6 +158,8 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
             "data.validation_fraction",
             "data.validation is given too; name validation data or hold out a share, not both",
         )
+    if data.packing and recipe.task.type == "sequence_classification":
+        yield Problem("data.packing", "a row of sequence_classification stands alone; it would be ignored")
     ways = OVERFLOW[recipe.task.type]
     if data.overflow is not None and data.overflow not in ways:
         why = (

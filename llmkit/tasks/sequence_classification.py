@@ -16,6 +16,7 @@ from llmkit.data.prepared import open_prepared
 from llmkit.data.rows import RowPlan
 from llmkit.data.shards import Split
 from llmkit.data.tokenizer import read_special_ids
+from llmkit.errors import RecipeError
 from llmkit.models.heads import labelled_head
 from llmkit.recipe.sections import Recipe
 from llmkit.recipe.tasks import SequenceClassification
@@ -79,6 +80,9 @@ class SequenceClassificationTask:
         given = None if train is None else decide(spelled(train), self.problem_type, self.label_names)
         labels = settle_names(given, self.network, self.label_names)
         classified.check_wanted(labels.problem_type, self.wanted)
+        if self.network.label_smoothing and labels.problem_type != "single_label":
+            message = f"the problem is {labels.problem_type}, which has no single label to smooth"
+            raise RecipeError(message, key="training.label_smoothing_factor")
         self.scratch["labels"] = labels
         if train is None or self.network.trained:
             return
@@ -97,7 +101,7 @@ class SequenceClassificationTask:
         labels = self.labels
         head = labelled_head("sequence", list(labels.names), IN_TRANSFORMERS[labels.problem_type])
         model: Any = build_network(self.network, head)
-        model.config.pad_token_id = read_special_ids(self.network.tokenizer_dir).pad
+        model.config.pad_token_id = self.pad_id
         weights = self.scratch.get("weights")
         return ClassifierModule(
             model,
@@ -129,9 +133,7 @@ class SequenceClassificationTask:
         return RowPlan(split, split.lengths(), read, seed, self.weights if seed is not None else ())
 
     def collate(self, samples: Sequence[Sample], *, seed: int, step: int, width: int | None = None) -> Batch:
-        padding = read_special_ids(self.network.tokenizer_dir).pad
-        assert padding is not None, "the tokenizer was completed with one"
-        batch = pad(samples, {"input_ids": padding, "attention_mask": 0, TYPES: 0}, width)
+        batch = pad(samples, {"input_ids": self.pad_id, "attention_mask": 0, TYPES: 0}, width)
         return {**batch, **pad(samples, {"labels": 0})}
 
     def counts(self, batch: Batch) -> dict[str, float]:
@@ -155,6 +157,14 @@ class SequenceClassificationTask:
         export_network(inner.model, directory, self.network)
         if not (directory / "config.json").exists():  # an adapter alone: its base does not know the labels
             (directory / "config.json").write_text(json.dumps(inner.inner().config.to_dict(), indent=2))
+
+    @property
+    def pad_id(self) -> int:
+        if "pad" not in self.scratch:
+            self.scratch["pad"] = read_special_ids(self.network.tokenizer_dir).pad
+        found = self.scratch["pad"]
+        assert found is not None, "the tokenizer was completed with one"
+        return int(found)
 
     @property
     def labels(self) -> Labels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,9 @@ def test_frames_are_those_of_the_tokenizer(name: str, tmp_path: Path) -> None:
         if "token_type_ids" in expected:
             assert encoded.streams["token_type_ids"].values[start:end].tolist() == expected["token_type_ids"]
     assert encoded.truncated > 0
+    again = pickle.loads(pickle.dumps(LabelEncoder(tmp_path, 16, "truncate", None)))
+    ids = again.encode(RecordBatch(0, "x", columns, places, places)).streams["input_ids"].values
+    assert np.array_equal(ids, encoded.streams["input_ids"].values)
 
 
 @pytest.mark.parametrize("weights", ["balanced", {"pos": 3.0, "neg": 0.5}])
@@ -320,6 +324,7 @@ class TestAGivenClassifier:
         ({"task": {"class_weights": {"posi": 2.0}}}, "task.class_weights.posi: no such label; did you mean pos?"),
         ({"evaluation": {"metrics": ["pearson"]}}, "the problem is single_label, which has no pearson"),
         ({"evaluation": {"fail_if": {"mse": "> 1"}}}, "evaluation.fail_if.mse"),
+        ({"data": {"packing": True}}, "stands alone"),
         ({"evaluation": {"baselines": ["lead"]}}, "lead does not apply to sequence_classification; those that do"),
     ],
 )
