@@ -148,12 +148,11 @@ class TestTables:
 
     def test_tasks(self) -> None:
         from llmkit.metrics.table import METRICS, TASK_METRICS
-        from llmkit.recipe.later import PENDING
         from llmkit.recipe.tasks import COMMAND_OF_TASK, OVERFLOW, TaskSection
         from llmkit.tasks import TASKS
 
         known = tags(TaskSection, "type")
-        assert set(TASKS) | PENDING == known and not set(TASKS) & PENDING
+        assert set(TASKS) == known
         assert set(COMMAND_OF_TASK) == known
         assert set(TASK_METRICS) == known
         assert set(OVERFLOW) == known

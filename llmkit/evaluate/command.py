@@ -7,6 +7,7 @@ The result says what it was made of: hashes of weights, tokenizer and data, prec
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ from llmkit.data import prepare
 from llmkit.data.prepare import Prepared
 from llmkit.data.prepared import prove_before_use
 from llmkit.errors import ConditionFailed, DataError
-from llmkit.evaluate import results
+from llmkit.evaluate import baselines, results
 from llmkit.evaluate.conditions import failures, parse_conditions
+from llmkit.evaluate.interpolate import interpolate, ngram_directory, paired
 from llmkit.evaluate.runmodel import (
     fingerprint_of_run,
     locate_model,
@@ -31,6 +33,8 @@ from llmkit.report.console import Console
 
 if TYPE_CHECKING:
     from llmkit.data.shards import Split
+    from llmkit.evaluate.split import Progress
+    from llmkit.report.console import Advance
     from llmkit.tasks.base import Evaluated, Prediction, Task
 
 
@@ -50,6 +54,7 @@ def evaluate(recipe: Recipe, options: Options, console: Console) -> dict[str, An
     known = TASK_METRICS[recipe.task.type]
     conditions = parse_conditions(recipe.evaluation.fail_if, known)
     place = locate_model(recipe, options)
+    ngram_directory(recipe.evaluation, None)
     if options.dry_run:
         return _dry_run(recipe, place, console)
     prove(place)
@@ -65,6 +70,7 @@ def evaluate(recipe: Recipe, options: Options, console: Console) -> dict[str, An
     prepared = _prepared(recipe, place, options, console)
     if not where.rank:
         prove_before_use(prepared.directory, console.note)
+    ngram_directory(recipe.evaluation, prepared.tokenizer_dir)
     scored = choose_split(recipe, prepared)
     found = _score(recipe, options, prepared, scored, place, console)
     if where.rank:
@@ -73,7 +79,9 @@ def evaluate(recipe: Recipe, options: Options, console: Console) -> dict[str, An
     shown = recipe.evaluation.metrics or list(known)
     wanted = {*shown, *recipe.evaluation.fail_if}
     for part in (document, *document["sources"].values()):
-        part["metrics"] = {name: value for name, value in part["metrics"].items() if name in wanted}
+        for metrics in (part["metrics"], *part["baselines"].values()):
+            for name in metrics.keys() - wanted:
+                del metrics[name]
     directory = Path(recipe.output_dir) / results.DIRECTORY
     size = scored.split.bytes_of()
     results.write(directory, document, ({**item, "bytes": int(size[item["row"]])} for item in evaluated.items))
@@ -160,35 +168,32 @@ def _score(
         precision = choose_precision(recipe.distributed.mixed_precision, accelerator.device.type)
         section = recipe.evaluation
         with console.progress("evaluate", None, "sequences") as advance, autocast_of(precision, accelerator.device)():
-            done = 0
-
-            def progress(now: int, total: int) -> None:
-                nonlocal done
-                advance(now - done, f"of {total:,}")
-                done = now
-
-            predictions = predict_split(
-                task,
+            predict = partial(
+                predict_split,
+                paired(recipe, task, prepared.tokenizer_dir, accelerator.device),
                 module,
-                scored.split,
-                accelerator,
+                accelerator=accelerator,
                 batch_size=section.per_device_eval_batch_size,
                 max_samples=section.max_samples,
-                progress=progress,
             )
-        evaluated = task.finalize(predictions, scored.split, bootstrap=True)
+            predictions = predict(scored.split, progress=_advancing(advance))
+            evaluated = task.finalize(predictions, scored.split, bootstrap=True)
+            suites = {}
+            if section.interpolate is not None:
+                tune = prepared.splits.get("validation") if scored.name == "test" else None
+                held_out = partial(predict, tune) if tune is not None and tune.num_rows else None
+                suites["interpolation"], note = interpolate(predictions, scored.split, held_out)
+                evaluated.notes.append(note)
+        beside = baselines.score(section, recipe.task.type, task, prepared.splits.get("train"), scored.split)
     finally:
         accelerator.end_training()
     inner = getattr(getattr(module, "model", None), "config", None)
     document = {
-        **results.metrics_part(evaluated),
+        **results.metrics_part(evaluated, beside),
+        "suites": suites,
         "sources": _by_source(task, predictions, scored),
         "provenance": {
-            "model": str(place),
-            "model_sha256": model_sha256(place),
-            "tokenizer_sha256": tokenizer_sha256(prepared.tokenizer_dir),
-            "data_fingerprint": prepared.fingerprint,
-            "split": scored.name,
+            **_what_was_scored(place, prepared, scored),
             "rows": len(evaluated.items),
             "max_samples": section.max_samples,
             "precision": "float32" if precision == "no" else precision,
@@ -199,6 +204,27 @@ def _score(
         },
     }
     return document, evaluated
+
+
+def _what_was_scored(place: Path | str, prepared: Prepared, scored: Scored) -> dict[str, Any]:
+    return {
+        "model": str(place),
+        "model_sha256": model_sha256(place),
+        "tokenizer_sha256": tokenizer_sha256(prepared.tokenizer_dir),
+        "data_fingerprint": prepared.fingerprint,
+        "split": scored.name,
+    }
+
+
+def _advancing(advance: Advance) -> Progress:
+    done = 0
+
+    def progress(now: int, total: int) -> None:
+        nonlocal done
+        advance(now - done, f"of {total:,}")
+        done = now
+
+    return progress
 
 
 def _by_source(task: Task, predictions: list[Prediction], scored: Scored) -> dict[str, Any]:

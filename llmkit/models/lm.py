@@ -64,6 +64,10 @@ class CausalLMModule(nn.Module):
     def score(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T) -log p of each label in float32 at least (0 where not supervised), and whether it is the argmax."""
         labels = batch["labels"]
+        own = getattr(self.inner(), "score_labels", None)
+        if own is not None:  # an n-gram model looks its labels up, without the whole distribution
+            scored: tuple[torch.Tensor, torch.Tensor] = own(batch["input_ids"], labels)
+            return scored
         flat = labels.flatten()
         keep = torch.nonzero(flat != IGNORE).squeeze(1)
         states = (self.hidden(batch) if self.split_head else self.logits(batch)).flatten(0, 1)

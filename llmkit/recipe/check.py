@@ -15,10 +15,11 @@ from pydantic import BaseModel
 from llmkit.errors import RecipeError
 from llmkit.evaluate.conditions import parse_condition
 from llmkit.metrics.table import GENERATED_METRICS, TASK_METRICS
+from llmkit.recipe import counting, probing
 from llmkit.recipe.later import Problem
 from llmkit.recipe.paths import is_local
 from llmkit.recipe.sections import Recipe, SourceSection
-from llmkit.recipe.tasks import CHATS, COMMAND_OF_TASK, LABELLED, OVERFLOW
+from llmkit.recipe.tasks import BASELINES, CHATS, COMMAND_OF_TASK, LABELLED, OVERFLOW
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab")
 """What Accelerate 1.15 knows (`accelerate.utils.LoggerType`)."""
@@ -71,7 +72,10 @@ def problems(recipe: Recipe, context: Context) -> Iterator[Problem]:
     yield from _batch(recipe, context)
     yield from _optimizer(recipe)
     yield from _evaluation(recipe)
+    yield from _baselines(recipe)
     yield from _generation(recipe)
+    yield from counting.problems(recipe)
+    yield from probing.problems(recipe)
 
 
 def is_set(section: BaseModel, name: str) -> bool:
@@ -88,6 +92,10 @@ def _command(recipe: Recipe, context: Context) -> Iterator[Problem]:
     right = COMMAND_OF_TASK[recipe.task.type]
     if context.command in ("pretrain", "finetune") and context.command != right:
         yield Problem("task.type", f"{recipe.task.type} is a task of llmkit {right}, not of llmkit {context.command}")
+    if context.command == "pretrain" and counting.counts(recipe) and (context.num_processes or 1) > 1:
+        yield Problem("model.config", "an n-gram model is counted in one process; leave --num-processes out")
+    if context.command == "finetune" and probing.probes(recipe) and (context.num_processes or 1) > 1:
+        yield Problem("model.probe", "a probe is fitted in one process; leave --num-processes out")
     if context.command in ("preprocess", "pretrain", "finetune") and not recipe.data.train:
         yield Problem(
             "data.train", "required key is missing; expected a list of sources, e.g. [{path: data/train.jsonl}]"
@@ -150,6 +158,8 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
             "data.validation_fraction",
             "data.validation is given too; name validation data or hold out a share, not both",
         )
+    if data.packing and recipe.task.type == "sequence_classification":
+        yield Problem("data.packing", "a row of sequence_classification stands alone; it would be ignored")
     ways = OVERFLOW[recipe.task.type]
     if data.overflow is not None and data.overflow not in ways:
         why = (
@@ -271,6 +281,15 @@ def _evaluation(recipe: Recipe) -> Iterator[Problem]:
     for index, name in enumerate(recipe.logging.report_to):
         if name not in TRACKERS:
             yield Problem(f"logging.report_to.{index}", f"unknown tracker {name}; {nearest(name, TRACKERS)}")
+
+
+def _baselines(recipe: Recipe) -> Iterator[Problem]:
+    task = recipe.task.type
+    fitting = [name for name, tasks in BASELINES.items() if task in tasks]
+    for index, name in enumerate(recipe.evaluation.baselines):
+        if name not in fitting:
+            those = f"those that do are {', '.join(fitting)}" if fitting else "none does"
+            yield Problem(f"evaluation.baselines.{index}", f"{name} does not apply to {task}; {those}")
 
 
 def _generation(recipe: Recipe) -> Iterator[Problem]:

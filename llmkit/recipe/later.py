@@ -21,15 +21,6 @@ NAMES = frozenset(
 )
 """Cleaning steps to come."""
 
-PENDING = frozenset(
-    {
-        "sequence_classification",
-    }
-)
-"""Task types that have a section and no task yet."""
-
-ARCHITECTURES = frozenset({"ngram"})
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -58,7 +49,6 @@ def _is_set(value: Any) -> bool:
 
 LATER = (
     Later("model.freeze", _is_set, "peft trains a small part of the model"),
-    Later("model.probe", _is_set),
     Later("peft.type", _in("ia3", "prompt_tuning"), "lora, dora and rslora are"),
     Later("data.augment"),
     Later("training.label_smoothing_factor", _is_set),
@@ -66,9 +56,7 @@ LATER = (
     Later("training.layerwise_lr_decay", _is_set),
     Later("training.max_memory", _is_set, "per_device_train_batch_size bounds memory"),
     Later("distributed.strategy", _in("fsdp", "hybrid"), "ddp is"),
-    Later("evaluation.interpolate", _is_set),
     Later("evaluation.suites"),
-    Later("evaluation.baselines"),
 )
 
 
@@ -79,13 +67,6 @@ def refusals(recipe: Recipe) -> Iterator[Problem]:
             value = getattr(value, part) if value is not None else None
         if row.wanted(value):
             yield Problem(row.key, not_available(value, row.instead))
-    architecture = (recipe.model.config or {}).get("model_type")
-    if architecture in ARCHITECTURES:
-        yield Problem(
-            "model.config.model_type", not_available(architecture, "any decoder-only model_type of transformers is")
-        )
-    if recipe.task.type in PENDING:
-        yield Problem("task.type", not_available(recipe.task.type))
 
 
 def not_available(value: Any, instead: str = "") -> str:

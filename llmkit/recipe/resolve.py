@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel
 
+from llmkit.recipe import counting, probing
 from llmkit.recipe.check import IGNORED_BY_OPTIMIZER
 from llmkit.recipe.nodes import resolve_scalar
 from llmkit.recipe.paths import absolute
@@ -123,6 +124,8 @@ def _source(section: SourceSection) -> SourceSection:
 
 def _training(recipe: Recipe) -> TrainingSection:
     section = recipe.training
+    if counting.counts(recipe) or probing.probes(recipe):
+        return section
     pretraining = COMMAND_OF_TASK[recipe.task.type] == "pretrain"
     defaults = PRETRAIN if pretraining else FINETUNE
     optim = "adamw" if section.optim in (None, "adamw_torch", "adamw_torch_fused") else section.optim

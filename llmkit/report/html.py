@@ -161,6 +161,20 @@ def _evaluation(results: dict[str, Any]) -> str:
         table = results.get(kind)
         rows_of = _nested(table) if isinstance(table, dict) else []
         parts.append(_table((kind, "metric", "value"), rows_of))
+    return "".join([*parts, _classes(results)])
+
+
+def _classes(results: dict[str, Any]) -> str:
+    """Scores of each class, and the confusion matrix, a row a gold class."""
+    parts, classes, matrix = [], results.get("per_class"), results.get("confusion_matrix")
+    if isinstance(classes, dict) and classes:
+        heads = list(next(iter(classes.values())))
+        rows = [(_text(name), *(number(scores[head]) for head in heads)) for name, scores in classes.items()]
+        parts.append(_table(("label", *heads), rows))
+    if isinstance(matrix, dict):
+        counted = zip(matrix["labels"], matrix["counts"], strict=True)
+        body = [(_text(name), *(f"{count:,}" for count in counts)) for name, counts in counted]
+        parts.append(_table(("gold \\ predicted", *matrix["labels"]), body))
     return "".join(parts)
 
 

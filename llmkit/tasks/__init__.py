@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkit.data.rolespecs import INSTRUCTION, PAIRS, QUESTIONS, TAGGING, TEXT, RoleSpec
+from llmkit.data.rolespecs import CLASSIFICATION, INSTRUCTION, PAIRS, QUESTIONS, TAGGING, TEXT, RoleSpec
 from llmkit.models.source import max_length
 from llmkit.recipe.sections import ModelSection, Recipe
 from llmkit.recipe.tasks import TaskSection
@@ -20,6 +20,7 @@ from llmkit.tasks import (
     preference,
     question_answering,
     replaced_tokens,
+    sequence_classification,
     token_classification,
 )
 from llmkit.tasks.base import Encoder, Task
@@ -108,6 +109,9 @@ TASKS: dict[str, TaskKind] = {
     "summarization": TaskKind(lambda _: PAIRS, pairs.build, named=pairs.named_tokens),
     "masked_lm": TaskKind(lambda _: TEXT, masked_lm.build, named=lambda _: TOKENS),
     "replaced_token_detection": TaskKind(lambda _: TEXT, replaced_tokens.build, named=lambda _: TOKENS),
+    "sequence_classification": TaskKind(
+        lambda _: CLASSIFICATION, sequence_classification.build, named=sequence_classification.named_tokens
+    ),
 }
 
 

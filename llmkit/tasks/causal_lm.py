@@ -102,6 +102,7 @@ class CausalLMTask:
     def export(self, module: nn.Module, directory: Path) -> None:
         ids = [self._encoder_ids()[0]]
         language_model.export(module, directory, self.network, stop_ids=ids, template=None)
+        language_model.export_arpa(module, directory)
 
     def _encoder_ids(self) -> tuple[int, int]:
         """(end of sequence, size), read once."""

@@ -19,12 +19,14 @@ from llmkit.tasks.base import Batch, Evaluated, Metric, Prediction
 from llmkit.tasks.network import NetworkSpec, build_network, export_network
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from llmkit.data.shards import Split
 
 UNIGRAM_TOKENS = 50_000_000
 BOOTSTRAP_SEED = 0
+ARPA = "model.arpa.gz"
 
 
 def build_module(spec: NetworkSpec, head: Head = CAUSAL_LM) -> nn.Module:
@@ -33,6 +35,9 @@ def build_module(spec: NetworkSpec, head: Head = CAUSAL_LM) -> nn.Module:
     from llmkit.models.lm import CausalLMModule
 
     module = CausalLMModule(build_network(spec, head))
+    if spec.model.name_or_path is not None and not spec.trained and hasattr(module.inner(), "score_labels"):
+        message = "an n-gram model is counted from scratch (model.config); it cannot be trained further"
+        raise ModelError(message, key="model.name_or_path")
     if not probe_causal(module):
         kind = module.inner().config.model_type
         raise ModelError(f"{kind} attends to later tokens, so it cannot learn to predict them", key="model")
@@ -90,7 +95,14 @@ def predict(module: nn.Module, batch: Batch, samples: Sequence[Sample]) -> list[
     from llmkit.models.wrapping import unwrap
 
     losses, hits = unwrap(module, CausalLMModule).score(batch)
-    tokens = (batch["labels"] != IGNORE).sum(1).tolist()
+    return predictions(losses, hits, batch["labels"], samples)
+
+
+def predictions(
+    losses: torch.Tensor, hits: torch.Tensor, labels: torch.Tensor, samples: Sequence[Sample]
+) -> list[Prediction]:
+    """Of scored labels, (B, T) each: see `CausalLMModule.score`."""
+    tokens = (labels != IGNORE).sum(1).tolist()
     sums, correct = losses.sum(1).tolist(), hits.sum(1).tolist()
     return [
         Prediction(int(sample.rows[0]), {"loss": sums[i], "tokens": tokens[i], "correct": correct[i]})
@@ -210,3 +222,15 @@ def export(module: nn.Module, directory: Path, spec: NetworkSpec, *, stop_ids: l
     with quiet():
         generation = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=ids, pad_token_id=pad)
         generation.save_pretrained(str(directory))
+
+
+def export_arpa(module: nn.Module, directory: Path) -> None:
+    """model.arpa.gz beside an n-gram model whose config asks for it."""
+    from llmkit.models.lm import CausalLMModule
+    from llmkit.models.wrapping import unwrap
+
+    model = unwrap(module, CausalLMModule).inner()
+    if getattr(model.config, "arpa", False):
+        from llmkit.models.ngram_arpa import export_arpa
+
+        export_arpa(model, directory, directory / ARPA)

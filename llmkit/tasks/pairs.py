@@ -4,7 +4,7 @@ Scored by what the model writes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -110,7 +110,7 @@ class ScoredTask:
     def collate(self, samples: Sequence[Sample], *, seed: int, step: int, width: int | None = None) -> Batch:
         return self.base.collate(samples, seed=seed, step=step, width=width)
 
-    def counts(self, batch: Batch) -> dict[str, int]:
+    def counts(self, batch: Batch) -> Mapping[str, float]:
         return self.base.counts(batch)
 
     def predict(self, module: nn.Module, batch: Batch, samples: Sequence[Sample]) -> list[Prediction]:

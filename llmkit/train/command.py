@@ -19,6 +19,8 @@ from llmkit.files import read_json
 from llmkit.options import Options
 from llmkit.outcome import as_told
 from llmkit.recipe import identity as identities
+from llmkit.recipe.counting import counts
+from llmkit.recipe.probing import probes
 from llmkit.recipe.resolve import dump
 from llmkit.recipe.sections import Recipe
 from llmkit.report.console import Console
@@ -131,9 +133,11 @@ def _train(
     if prepared.splits.get("train") is None or prepared.splits["train"].num_rows == 0:
         raise DataError("data.train has no rows to train on")
     console.note("loading torch and the model")
+    from llmkit.train import counting, probing
     from llmkit.train.execute import execute
 
-    return execute(
+    run = counting.execute if counts(recipe) else probing.execute if probes(recipe) else execute
+    return run(
         recipe,
         prepared,
         options=options,

@@ -17,6 +17,8 @@ from llmkit.data.prepare import Prepared
 from llmkit.errors import EnvironmentFailure
 from llmkit.files import free_bytes
 from llmkit.options import Options
+from llmkit.recipe.counting import counts
+from llmkit.recipe.probing import probes
 from llmkit.recipe.resolve import dump
 from llmkit.recipe.sections import Recipe
 from llmkit.report.console import Console
@@ -43,9 +45,15 @@ def dry_run(recipe: Recipe, options: Options, console: Console) -> dict[str, Any
             "data": {key: value for key, value in prepared.report.items() if key != "tally"},
             "examples": describe_examples(prepared, recipe),
         }
-        report["run"] = try_once(recipe, options, prepared, Path(scratch), exact)
+        from llmkit.train import counting, probing
+
+        trial, lines_of = try_once, run_lines
+        if counts(recipe) or probes(recipe):
+            own = counting if counts(recipe) else probing
+            trial, lines_of = own.try_once, own.run_lines
+        report["run"] = trial(recipe, options, prepared, Path(scratch), exact)
     if not options.json:
-        console.result(as_text(report, summary(prepared), dry_run_rows(recipe)))
+        console.result(as_text(report, summary(prepared), lines_of(report["run"]), dry_run_rows(recipe)))
     check_disk(recipe, report["run"])
     return report
 
@@ -102,22 +110,29 @@ def try_once(recipe: Recipe, options: Options, prepared: Prepared, scratch: Path
 def check_disk(recipe: Recipe, run: dict[str, Any]) -> None:
     """The checkpoints that are kept, one being written and the model must fit. Raises EnvironmentFailure."""
     keep = recipe.checkpoint.save_total_limit
-    need = run["checkpoint_bytes"] * ((keep or 2) + 2)
+    what = f"{keep or 'all'} checkpoints kept, one being written, the model"
+    if counts(recipe):
+        need, what = run["disk_bytes"], "what is counted, the model"
+    else:
+        need = run["checkpoint_bytes"] * ((keep or 2) + 2)
     if need > run["free_disk_bytes"]:
         raise EnvironmentFailure(
-            f"{recipe.output_dir}: the run needs about {need:,} bytes of disk ({keep or 'all'} checkpoints kept, one "
-            f"being written, the model), {run['free_disk_bytes']:,} are free"
+            f"{recipe.output_dir}: the run needs about {need:,} bytes of disk ({what}), {run['free_disk_bytes']:,} are "
+            "free"
         )
 
 
-def as_text(report: dict[str, Any], data: list[str], sample_rows: int) -> str:
-    """The report for people; `data` is its part on the prepared data."""
-    run = report["run"]
+def as_text(report: dict[str, Any], data: list[str], run: list[str], sample_rows: int) -> str:
+    """The report for people; `data` and `run` are its parts on the prepared data and on the run."""
     kind = "the prepared data" if report["exact"] else f"a sample: the first {sample_rows:,} rows of each source"
     lines = ["Resolved recipe", "", report["recipe"].rstrip(), "", f"Data, from {kind}", "", *data]
-    lines += ["", "Examples", "", *example_lines(report["examples"]), "", "Run", ""]
+    return "\n".join([*lines, "", "Examples", "", *example_lines(report["examples"]), "", "Run", "", *run])
+
+
+def run_lines(run: dict[str, Any]) -> list[str]:
+    """The run's part of the report for people."""
     about = "" if run["total_steps_are_exact"] else " in the sample; the whole data has more"
-    lines += [
+    return [
         f"  parameters         {run['parameters']:,}, {run['trainable_parameters']:,} of them trained",
         f"  steps              {run['total_steps']:,}{about}, {run['global_batch_size']} sequences of up to "
         f"{run['max_length']} tokens each",
@@ -130,4 +145,3 @@ def as_text(report: dict[str, Any], data: list[str], sample_rows: int) -> str:
         f"  checkpoint         {run['checkpoint_bytes'] / 1e6:.1f} MB in {run['save_seconds']:.2f} s; "
         f"{run['free_disk_bytes'] / 1e9:.1f} GB free",
     ]
-    return "\n".join(lines)

@@ -12,6 +12,7 @@ import pytest
 from llmkit.errors import DataError
 from llmkit.evaluate import results
 from llmkit.evaluate.compare import compare
+from llmkit.metrics.bootstrap import sign_test
 from llmkit.report.console import Console
 
 PROVENANCE = {"tokenizer_sha256": "t", "precision": "float32", "attn_implementation": "sdpa", "conventions": ["w"]}
@@ -127,3 +128,26 @@ def test_people_see_intervals(tmp_path: Path, losses: np.ndarray) -> None:
     assert "120 items, paired" in text
     assert "b is better" in text
     assert "95%" in text
+
+
+def test_items_with_a_score_of_their_own_are_paired(tmp_path: Path) -> None:
+    """A classifier's accuracy: the interval is over items, and the test is McNemar's."""
+    draw = np.random.default_rng(0)
+    first = (draw.random(200) < 0.6).astype(float)
+    second = np.where(draw.random(200) < 0.3, 1.0, first)
+    runs = []
+    for name, hits in (("a", first), ("b", second)):
+        items = [
+            {"row": i, "source": 0, "file": "x", "line": i, "hash": f"{i}", "accuracy": float(hit)}
+            for i, hit in enumerate(hits)
+        ]
+        provenance = PROVENANCE
+        document = {"metrics": {"accuracy": {"value": float(hits.mean())}}, "provenance": provenance}
+        results.write(tmp_path / name, document, items)
+        runs.append(tmp_path / name)
+    found = compare(runs[0], runs[1], quiet())["metrics"]["accuracy"]
+    better, worse = int((second > first).sum()), int((second < first).sum())
+    assert found["difference"] == pytest.approx((better - worse) / 200)
+    assert 0 < found["low"] < found["difference"] < found["high"]
+    assert found["p"] == pytest.approx(sign_test(better, worse))
+    assert found["better"] == "b"

@@ -50,10 +50,9 @@ def documents(num: int = 12, longest: int = 70) -> MemorySplit:
 
 
 def test_tasks_are_those_of_the_recipe():
-    from llmkit.recipe.later import PENDING
     from llmkit.recipe.tasks import COMMAND_OF_TASK
 
-    assert set(TASKS) | PENDING == set(COMMAND_OF_TASK)
+    assert set(TASKS) == set(COMMAND_OF_TASK)
     assert all(role_spec(recipe(task={"type": name}).task) for name in TASKS)
 
 
