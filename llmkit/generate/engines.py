@@ -25,6 +25,7 @@ from transformers import (
 from llmkit.errors import DataError
 from llmkit.generate.sampling import row_uniforms, sampling_processors
 from llmkit.generate.stopping import FinishReason, StopStrings, find_ending
+from llmkit.models.wrapping import base_of, prompt_length
 from llmkit.recipe.sections import GenerationSection
 
 CPU_BATCH_SIZE, DEVICE_BATCH_SIZE = 16, 64
@@ -76,11 +77,13 @@ class TransformersEngine:
         self.section = section
         self.seed = seed if section.seed is None else section.seed
         self.eos_ids = list(dict.fromkeys([*stop_ids(model, tokenizer), *more_stop_ids]))
-        self.limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.limit = None if limit is None else limit - prompt_length(model)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self.eos_ids), 0)
         self.pad_id = int(pad)
         # `generate` fills what a call leaves open from here: only the recipe's settings may count
-        model.generation_config = GenerationConfig(eos_token_id=self.eos_ids or None, pad_token_id=self.pad_id)
+        for part in (model, base_of(model)):  # an adapter's wrapper has its own
+            part.generation_config = GenerationConfig(eos_token_id=self.eos_ids or None, pad_token_id=self.pad_id)
 
     @property
     def batch_size(self) -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import ModelError, RecipeError
 from llmkit.models.heads import CAUSAL_LM, Head, check_architecture, is_of_head
-from llmkit.models.peft import ADDED_ROWS
+from llmkit.models.peft import ADDED_ROWS, FRESH
 from llmkit.models.source import (
     POSITION_KEYS,
     ModelSource,
@@ -163,6 +163,7 @@ def _from_pretrained(
         raise ModelError(f"{source.name}: {_first_line(error)}", key="model.name_or_path") from error
     model: PreTrainedModel = loaded[0]
     report = loaded[1]
+    setattr(model, FRESH, sorted(report["missing_keys"]))
     prefix = model.base_model_prefix
     missing = sorted(name for name in report["missing_keys"] if not (head.fresh and is_of_head(name, prefix)))
     mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"])

@@ -59,7 +59,8 @@ def identity(recipe: Recipe, content: Callable[[str], str] | None = None) -> Fla
         kept["training.warmup_steps"] = kept.pop("training.warmup_ratio")
     if (optim := kept.get("training.optim")) in SAME_OPTIMIZER:
         kept["training.optim"] = SAME_OPTIMIZER[optim]
-    for key in kept.keys() & {"model.name_or_path", "tokenizer.name_or_path", "tokenizer.chat_template"}:
+    named = kept.keys() & {"model.name_or_path", "tokenizer.name_or_path", "tokenizer.chat_template"}
+    for key in [*named, *(key for key in kept if key.startswith("data.augment.") and key.endswith(".path"))]:
         if Path(kept[key]).exists():
             kept[key] = content(kept[key])
     return dict(sorted(kept.items()))

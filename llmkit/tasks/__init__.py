@@ -84,6 +84,7 @@ def build_task(recipe: Recipe, tokenizer_dir: Path, *, allow_remote_code: bool =
         gradient_checkpointing=bool(recipe.training.gradient_checkpointing),
         allow_remote_code=allow_remote_code,
         trained=trained,
+        label_smoothing=recipe.training.label_smoothing_factor or 0.0,
     )
     return TASKS[recipe.task.type].build(recipe, network)
 

@@ -32,7 +32,7 @@ def build_module(spec: NetworkSpec) -> nn.Module:
     from llmkit.models.isolation import probe_causal
     from llmkit.models.lm import CausalLMModule
 
-    module = CausalLMModule(build_network(spec, CAUSAL_LM))
+    module = CausalLMModule(build_network(spec, CAUSAL_LM), label_smoothing=spec.label_smoothing)
     if not probe_causal(module):
         kind = module.inner().config.model_type
         raise ModelError(f"{kind} attends to later tokens, so it cannot learn to predict them", key="model")
@@ -50,7 +50,8 @@ def settle_packing(wanted: bool | None, module: nn.Module, saved: dict[str, Any]
     if wanted is None and saved is not None and "packing" in saved:
         return bool(saved["packing"])
     inner = unwrap(module, CausalLMModule)
-    isolated = probe_isolation(inner)
+    # documents of one row would share a tuned prompt, and peft ignores positions then
+    isolated = not inner.prompt_length and probe_isolation(inner)
     if wanted is True and not isolated:
         message = (
             f"{inner.inner().config.model_type} lets packed documents see each other (a probe at start shows it); "

@@ -179,7 +179,7 @@ class Session:
             assert self.directory is not None and self.log_file is not None
             self.log_file.sync()  # a checkpoint must not know of lines that a crash of the machine loses
             tensors = {
-                "model": model_tensors(self.parts.module),
+                "model": model_tensors(self.parts.module, whole=self.recipe.model.config is not None),
                 "optimizer": optim.state_tensors(self.parts.module, self.parts.optimizers),
             }
             protect = {state.best_step} if self.keeps_best and state.best_step is not None else set()
