@@ -14,8 +14,8 @@ from llmkit.errors import RecipeError
 LAYER = re.compile(r"(?P<stack>(?:^|.*?\.)(?:layer|layers|h|block|blocks))\.(?P<number>\d+)\.")
 """`bert.encoder.layer.3.`, `model.layers.3.`, `transformer.h.3.`, `encoder.block.3.`: the outermost that a name has."""
 
-EMBEDDING = re.compile(r"embed(?!_out)|\b(wte|wpe)\b")
-"""`embed_out` is GPT-NeoX's head."""
+EMBEDDING = re.compile(r"embed(?!_out)|\b(wte|wpe|shared)\b")
+"""`shared` is the table of encoder-decoders, `embed_out` GPT-NeoX's head."""
 
 
 def rate_scales(module: nn.Module, decay: float) -> dict[str, float]:
