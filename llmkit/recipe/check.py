@@ -41,14 +41,8 @@ READ_BY_PEFT = {
 
 WRITERS = ("causal_lm", "instruction", "span_corruption", "denoising", "translation", "summarization")
 READ_BY_TASK: dict[str, tuple[str, ...]] = {
-    "training.label_smoothing_factor": WRITERS,
-    "training.neftune_noise_alpha": (
-        *WRITERS,
-        "masked_lm",
-        "sequence_classification",
-        "token_classification",
-        "question_answering",
-    ),
+    "training.label_smoothing_factor": (*WRITERS, *LABELLED, "question_answering"),
+    "training.neftune_noise_alpha": (*WRITERS, *LABELLED, "question_answering", "masked_lm"),
     "data.augment": LABELLED,
 }
 """Keys that only some tasks can use; elsewhere they would be ignored, or make labels wrong."""
@@ -177,6 +171,10 @@ def _read_by_task(recipe: Recipe) -> Iterator[Problem]:
         section, name = key.split(".")
         if recipe.task.type not in tasks and getattr(getattr(recipe, section), name) not in (None, []):
             yield Problem(key, f"the task {recipe.task.type} cannot use it; {', '.join(tasks)} can")
+    task = recipe.task
+    smoothed = recipe.training.label_smoothing_factor is not None
+    if smoothed and task.type == "sequence_classification" and task.problem_type in ("multi_label", "regression"):
+        yield Problem("training.label_smoothing_factor", f"{task.problem_type} has no single label to smooth")
 
 
 def _tokenizer(recipe: Recipe) -> Iterator[Problem]:

@@ -7,7 +7,6 @@ from torch import nn
 from transformers import CONFIG_MAPPING
 
 from llmkit.data.tokenizer import load_tokenizer
-from llmkit.errors import RecipeError
 from llmkit.models.heads import CAUSAL_LM, MASKED_LM, QUESTION_ANSWERING, SEQ2SEQ_LM, labelled_head
 from llmkit.models.load import load_model
 from llmkit.recipe.sections import ModelSection

@@ -98,8 +98,9 @@ def test_nothing_trainable_is_an_error():
 @pytest.mark.parametrize("kind", ["bert", "deberta-v2", "modernbert", "t5", "bart", "gpt2", "llama"])
 def test_real_norms_and_biases_never_decay(kind):
     """Against the modules themselves: everything a norm owns, everything called a bias; all matrices decay."""
-    from tests.models.test_dropout import FAMILIES
     from transformers import CONFIG_MAPPING, AutoModel
+
+    from tests.models.test_dropout import FAMILIES
 
     keys = {"vocab_size": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     if kind == "modernbert":
