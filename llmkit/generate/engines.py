@@ -25,6 +25,7 @@ from transformers import (
 from llmkit.errors import DataError
 from llmkit.generate.sampling import row_uniforms, sampling_processors
 from llmkit.generate.stopping import FinishReason, StopStrings, find_ending
+from llmkit.models.peft import prompt_inputs
 from llmkit.models.wrapping import base_of, prompt_length
 from llmkit.recipe.sections import GenerationSection
 
@@ -185,6 +186,11 @@ class TransformersEngine:
         for line, prompt in enumerate(prompts):
             ids[line, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
             mask[line, width - len(prompt.ids) :] = 1
+        model: Any = self.model
+        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        if prompt_length(model) and not model.config.is_encoder_decoder:  # which pads on the right
+            model, inputs = base_of(model), prompt_inputs(model, **inputs)
+            width = inputs["input_ids"].shape[1]
         processors, native = LogitsProcessorList(), section.num_beams > 1
         if section.do_sample and not native:
             draws = [row_uniforms(self.seed, p.row, s, allowance) for p, s in zip(prompts, samples, strict=True)]
@@ -192,9 +198,8 @@ class TransformersEngine:
         stops = StoppingCriteriaList()
         if section.stop_strings:
             stops.append(StopStrings(self.tokenizer, section.stop_strings, width))
-        output = self.model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
+        output = model.generate(
+            **inputs,
             generation_config=self._config(allowance),
             logits_processor=processors,
             stopping_criteria=stops,

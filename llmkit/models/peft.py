@@ -209,13 +209,18 @@ def merged(model: Any) -> PreTrainedModel:
     Raises ModelError where the merged logits differ: nothing is exported that answers otherwise than what was trained.
     """
     import torch
+    from peft.utils import ModulesToSaveWrapper
 
     from llmkit.models.wrapping import base_of
 
     whole = copy.deepcopy(model).eval()
     dtype = whole.get_input_embeddings().weight.dtype
+    base = base_of(whole)
     with torch.no_grad():
-        before = _answers(base_of(whole))
+        before = _answers(base)
+        for name, part in list(base.named_modules()):  # peft's IA3 cannot unwrap a head of several layers
+            if isinstance(part, ModulesToSaveWrapper):
+                base.set_submodule(name, part.modules_to_save[part.active_adapter])
         plain = whole.merge_and_unload(safe_merge=True)
         after = _answers(plain)
     difference = float((before - after).abs().max() / (before.abs().max() + 1e-30))
@@ -297,7 +302,32 @@ def load_adapter(
     base = load_model(
         section.model_copy(update=update), tokenizer, seed=seed, max_length=max_length, dtype=dtype, head=head
     )
-    return PeftModel.from_pretrained(base, str(directory), is_trainable=True)  # type: ignore[return-value]
+    prompt = config["peft_type"] == "PROMPT_TUNING"  # which peft loads for inference alone
+    model: Any = PeftModel.from_pretrained(base, str(directory), is_trainable=not prompt)
+    for parameter_name, parameter in model.named_parameters() if prompt else ():
+        if parameter_name.startswith("prompt_encoder.") or ".modules_to_save." in parameter_name:
+            parameter.requires_grad_(True)
+    return model  # type: ignore[no-any-return]
+
+
+def prompt_inputs(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What `generate` of the base model takes instead of ids (B, T) padded on the left: a row is padding, the tuned
+    prompt, the text. (peft's own puts the prompt before the padding and drops positions, so that a text's neighbours
+    would show.) input_ids has the text's first token in the prompt's places, for whoever counts tokens."""
+    import torch
+
+    from llmkit.models.wrapping import base_of
+
+    prompt = model.get_prompt(batch_size=1)[0]
+    size, rows = len(prompt), []
+    table = base_of(model).get_input_embeddings()
+    for ids, mask in zip(input_ids, attention_mask, strict=True):
+        start = int((mask == 0).sum())
+        vectors = torch.cat([table(ids[:start]), prompt.to(table.weight.dtype), table(ids[start:])])
+        whole = torch.cat([ids[:start], ids[start : start + 1].expand(size), ids[start:]])
+        rows.append((whole, torch.cat([mask[:start], mask.new_ones(size), mask[start:]]), vectors))
+    names = ("input_ids", "attention_mask", "inputs_embeds")
+    return {name: torch.stack(parts) for name, parts in zip(names, zip(*rows, strict=True), strict=True)}
 
 
 def label_keys(stored: dict[str, Any]) -> dict[str, Any]:
