@@ -220,7 +220,7 @@ def merged(model: Any) -> PreTrainedModel:
         before = _answers(base)
         for name, part in list(base.named_modules()):  # peft's IA3 cannot unwrap a head of several layers
             if isinstance(part, ModulesToSaveWrapper):
-                base.set_submodule(name, part.modules_to_save[part.active_adapter])
+                base.set_submodule(name, next(iter(part.modules_to_save.values())))
         plain = whole.merge_and_unload(safe_merge=True)
         after = _answers(plain)
     difference = float((before - after).abs().max() / (before.abs().max() + 1e-30))

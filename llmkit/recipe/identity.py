@@ -88,7 +88,8 @@ def _under(key: str, prefixes: tuple[str, ...]) -> bool:
 def _is_data_path(key: str) -> bool:
     """`data.train.0.path`, `data.test.1.path.source`, and names of sources, which are names only."""
     parts = key.split(".")
-    return parts[0] == "data" and len(parts) > 3 and parts[2].isdigit() and parts[3] in ("path", "id")
+    in_source = parts[0] == "data" and len(parts) > 3 and parts[1] in ("train", "validation", "test")
+    return in_source and parts[2].isdigit() and parts[3] in ("path", "id")
 
 
 def content_of(path: str) -> str:

@@ -110,3 +110,30 @@ def test_early_stopping_keeps_the_best(place: Place, metric: str, best_of: Any):
     if metric == "loss":
         assert ended.err.count("the model is overfitting") == 1
         assert "the model is overfitting" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("peft", [{"type": "ia3"}, {"type": "prompt_tuning", "num_virtual_tokens": 4}])
+def test_small_adapters_resume_to_the_bit(trained: Place, peft: dict[str, Any]):
+    sets = {
+        "output_dir": "whole",
+        "model": {"name_or_path": "run/model"},
+        "tokenizer": None,
+        "data.max_length": 28,
+        "peft": peft,
+        "data.prepared_dir": "shared",
+    }
+    assert trained.run("pretrain", sets=sets).status == 0
+    again = {**sets, "output_dir": "again"}
+    assert trained.run("pretrain", sets={**again, "training.max_steps": 2}).status == 0
+    ended = trained.run("pretrain", sets=again)
+    assert ended.status == 0 and "going on from step-00000002" in ended.err
+    whole, resumed = (
+        load_file(trained.directory / name / "model/adapter_model.safetensors") for name in ("whole", "again")
+    )
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+    ended = trained.run(
+        "generate", "recipe.yaml", "--prompt", "the", "--json", sets={**sets, "generation.max_new_tokens": 4}
+    )
+    assert ended.status == 0, ended.err
+    held = load_file(trained.directory / "whole" / "checkpoints" / "step-00000004" / "model.safetensors")
+    assert sum(tensor.numel() for tensor in held.values()) < 2000, "the base is pinned"

@@ -276,6 +276,8 @@ class TestInstruction:
             {"peft": {"type": "lora", "r": 2, "merge": True}},
             {"peft": {"type": "rslora", "r": 2}},
             {"peft": {"type": "dora", "r": 2}},
+            {"peft": {"type": "ia3", "merge": True}},
+            {"peft": {"type": "prompt_tuning", "num_virtual_tokens": 4}, "data.max_length": 250},
         ]
         for number, kind in enumerate(kinds):
             sets = {"output_dir": f"chat{number}", "data.prepared_dir": f"p{min(number, 1)}", **kind}

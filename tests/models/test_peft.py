@@ -228,6 +228,30 @@ def test_generation_with_a_tuned_prompt_is_greedy_over_its_logits(kind, bases, t
         assert text == tokenizer.decode(ids[len(prompt.ids) :], skip_special_tokens=True)
 
 
+@pytest.mark.parametrize(
+    ("base", "head", "kind"),
+    [
+        ("llama", heads.CAUSAL_LM, "prompt_tuning"),
+        ("bart", heads.SEQ2SEQ_LM, "prompt_tuning"),
+        ("gpt2", heads.CAUSAL_LM, "ia3"),
+        ("roberta", CLASSES, "ia3"),
+        ("bert", CLASSES, "prompt_tuning"),
+        ("bert", TAGS, "lora"),
+        ("bert", heads.QUESTION_ANSWERING, "lora"),
+    ],
+)
+def test_peft_itself_loads_the_adapter(base, head, kind, bases, tokenizer, tmp_path):
+    import peft
+
+    model = build(bases, tokenizer, base, head, type=kind)
+    shake(model)
+    save_adapter(model, tmp_path)
+    auto = getattr(peft, head.auto_class.replace("AutoModel", "AutoPeftModel"))
+    keys = {"num_labels": head.config["num_labels"]} if head.config else {}
+    theirs = auto.from_pretrained(str(tmp_path), **keys)
+    assert torch.allclose(answers(theirs, head), answers(model, head), atol=1e-6)
+
+
 def test_what_a_type_cannot_do_is_refused(bases, tokenizer):
     def fails(base, head, error, match, **peft):
         with pytest.raises(error, match=match):
