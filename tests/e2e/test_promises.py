@@ -296,7 +296,7 @@ class TestInstruction:
         sets = {"data.max_length": 40, "data.overflow": "error"}
         chat.run("finetune", "finetune.yaml", sets=sets).told(3, "alpaca.jsonl:", "more than max_length 40")
         sets["data.overflow"] = "split"
-        chat.run("finetune", "finetune.yaml", sets=sets).told(2, "data.overflow: a conversation cannot be split")
+        chat.run("finetune", "finetune.yaml", sets=sets).told(2, "data.overflow: a row of instruction cannot be split")
 
     def test_dry_run_shows_what_is_supervised_and_writes_nothing(self, chat: Place) -> None:
         ended = chat.run("finetune", "finetune.yaml", "--dry-run")
