@@ -54,6 +54,7 @@ def ours(jsonl: Path, tokenizer: Path, scratch: Path) -> float:
     """MB/s of one whole preparation in this process."""
     import awkward  # noqa: F401  what gigatoken answers in
     import gigatoken  # noqa: F401  as everything else, imported before the clock starts
+    import numpy.ma  # noqa: F401  what awkward imports on its first use
     import pyarrow
     import pyarrow.compute  # noqa: F401
     import tokenizers  # noqa: F401

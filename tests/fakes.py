@@ -84,6 +84,7 @@ TINY: dict[str, dict[str, Any]] = {
         "dropout": 0.0,
     },
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
+    "rnn_lm": {"hidden_size": 32, "num_layers": 2, "dropout": 0.0},
 }
 """Configs of two layers and width 32, without dropout."""
 
@@ -92,6 +93,8 @@ def tiny_model(kind: str, *, seed: int = 0, attention: str | None = None, vocab_
     """A network of TINY with seeded weights of a size that makes every mistake show."""
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    import llmkit  # noqa: F401 - registers its own architectures
 
     config = CONFIG_MAPPING[kind](
         **{**TINY[kind], **keys}, vocab_size=vocab_size, bos_token_id=None, eos_token_id=None, pad_token_id=None

@@ -27,6 +27,10 @@ LAYERS = [
 DRIVERS = {"data.command", "data.prepare", "data.tokenizer_make"}
 """What runs the stages of `preprocess` for a recipe and its task: of the layer of `train`, though it lives in data/."""
 
+ENGINES = {"generate.engines", "generate.sampling", "generate.stopping"}
+"""What calls a model's `generate`: of the layer of `models`, because tasks that are scored by what a model writes use
+it."""
+
 LEAVES = {
     "",  # the version
     "errors",
@@ -41,6 +45,7 @@ LEAVES = {
     "metrics.table",
     "data.records",
     "data.examples",
+    "models.registry",
 }
 """Importable from anywhere: they import nothing of llmkit but leaves (held below) and the recipe's types."""
 
@@ -88,6 +93,8 @@ def leaf(module: str) -> bool:
 def layer(module: str) -> int:
     if module in DRIVERS:
         return layer("train")
+    if module in ENGINES:
+        return layer("models")
     top = module.split(".")[0]
     ranks = [rank for rank, names in enumerate(LAYERS) if top in names]
     assert ranks, f"{module} is in no layer; add it to LAYERS or LEAVES"

@@ -57,24 +57,26 @@ def run(plan: Plan, store: Store, advance: Callable[[int, str], None]) -> None:
     if not pending:
         return
     committer = Committer(plan, store, advance)
-    batches: Iterator[tuple[int, RecordBatch]] = prefetch(_batches(plan, pending))
     numbers: deque[int] = deque()
 
     def only_batches() -> Iterator[RecordBatch]:
-        for group, batch in batches:
+        for group, batch in _batches(plan, pending):
             numbers.append(group)
             yield batch
 
+    stages: list[Iterator[Any]] = [only_batches()]
     if plan.workers:
-        results: Iterator[Processed] = ordered_map(plan.processor, only_batches(), plan.workers)
-    else:
-        results = prefetch(map(plan.processor, only_batches()))
+        stages.append(prefetch(stages[-1]))
+        stages.append(ordered_map(plan.processor, stages[-1], plan.workers))
+    else:  # what holds Python's lock shares a thread; encoding lets go of it
+        stages.append(prefetch(map(plan.processor.measure, stages[-1])))
+        stages.append(prefetch(map(plan.processor.encode, stages[-1])))
     try:
-        for done in results:
+        for done in stages[-1]:
             committer.commit(numbers.popleft(), done)
     finally:
-        results.close()  # type: ignore[attr-defined]
-        batches.close()  # type: ignore[attr-defined]
+        for stage in reversed(stages):
+            stage.close()
     store.progress |= {"group": len(plan.groups), "source": 0, "resume": None}
     store.checkpoint()
 

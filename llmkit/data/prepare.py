@@ -220,13 +220,13 @@ def _write(wanted: Request, partial: Path, encoder: Encoder, console: Console, s
         report = make_report(store.tally, splits, labels, read_json(partial / "tokenizer" / "engine.json"), ids)
         with environment_errors(partial):
             (partial / "report.json").write_bytes(dump_json(report))
-            others = [path for path in sorted((partial / "tokenizer").rglob("*")) if path.is_file()]
-            others += [partial / "report.json", partial / "rejected.jsonl"]
-            others += [partial / split / "vocab_counts.npy" for split in splits]
-            manifest = _manifest(wanted, partial, store, splits, others)
+            flushed = [path for path in sorted((partial / "tokenizer").rglob("*")) if path.is_file()]
+            made = [partial / "report.json", partial / "rejected.jsonl"]
+            made += [partial / split / "vocab_counts.npy" for split in splits]
+            manifest = _manifest(wanted, partial, store, splits, [*flushed, *made])
             (partial / MANIFEST).write_bytes(seal(manifest))
-            # the shards are on the disk already; the rename makes all of it count
-            sync([*others, partial / MANIFEST, *(partial / split for split in splits), partial])
+            # tokenizer and shards are on the disk already; the rename makes all of it count
+            sync([*made, partial / MANIFEST, *(partial / split for split in splits), partial])
         store.sweep()
 
 

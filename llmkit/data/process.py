@@ -65,11 +65,18 @@ class Processor:
         return self._cleaners
 
     def __call__(self, batch: RecordBatch) -> Processed:
+        return self.encode(self.measure(batch))
+
+    def measure(self, batch: RecordBatch) -> Processed:
+        """Cleaned, counted and hashed, with the texts that are left in `batch.columns`. Mostly Python's own work."""
         done = clean_batch(batch, self.cleaners, self.content)
-        alive = np.flatnonzero(done.dropped == KEPT)
-        self._measure(done, alive.tolist())
-        alive = np.flatnonzero(done.dropped == KEPT)
-        done.encoded = self._encode(batch, alive)
+        self._measure(done, np.flatnonzero(done.dropped == KEPT).tolist())
+        return done
+
+    def encode(self, done: Processed) -> Processed:
+        """What `measure` gave, with its texts replaced by tokens. Mostly done without Python's lock."""
+        batch = done.batch
+        done.encoded = self._encode(batch, np.flatnonzero(done.dropped == KEPT))
         # what comes back from a worker is what will be written, not the text
         done.batch = RecordBatch(batch.source, batch.file, {}, batch.lines, batch.offsets, batch.rejects, batch.resume)
         return done

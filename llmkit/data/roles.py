@@ -11,7 +11,7 @@ from typing import Any
 
 from llmkit.data.readers.base import Chunk, Reading
 from llmkit.data.readers.conll import DEFAULT_COLUMNS
-from llmkit.data.readers.messages import Unusable, normalise
+from llmkit.data.readers.messages import Unusable
 from llmkit.data.rolespecs import RoleSpec
 from llmkit.recipe.sections import ColumnJoin
 
@@ -21,7 +21,7 @@ EMPTY = "text is empty"
 
 @dataclass(frozen=True)
 class Column:
-    """Columns of one role: names (dotted for nested values) or positions; several are joined by `join`."""
+    """Columns of one role: names (dotted for nested values) or positions; several are joined by `join`, or listed."""
 
     columns: tuple[str | int, ...]
     join: str | None = None
@@ -76,12 +76,12 @@ def _given(reading: Reading) -> Binding:
         if isinstance(column, ColumnJoin):
             given[role] = Column(tuple(column.columns), column.join)
         elif isinstance(column, list):
-            given[role] = Column(tuple(column), "\n")
+            given[role] = Column(tuple(column), None if role in reading.roles.several else "\n")
         else:
             given[role] = Column((column,))
     keys = reading.section.message_keys
-    if keys is not None and keys.list_ is not None and reading.roles.messages:
-        given["messages"] = Column((keys.list_,))
+    if keys is not None and keys.list_ is not None and reading.roles.converse is not None:
+        given["messages" if "messages" in reading.roles.roles() else "prompt"] = Column((keys.list_,))
     return given
 
 
@@ -178,7 +178,7 @@ def _walk(node: Any, path: str) -> Any:
 
 
 def _values(chunk: Chunk, column: Column) -> list[Any]:
-    """The role's value in every row; joined text where the column is several or says how to join."""
+    """The role's value in every row; joined text where it says how to join, a list where there are several columns."""
     if len(column.columns) == 1 and column.join is None:
         name = column.columns[0]
         if chunk.names is not None and name in chunk.names:
@@ -194,14 +194,17 @@ def _values(chunk: Chunk, column: Column) -> list[Any]:
             joined.append(_MISSING)
             continue
         flat = [str(one) for part in parts for one in (part if isinstance(part, list) else [part]) if one is not None]
-        joined.append((column.join if column.join is not None else "\n").join(one for one in flat if one))
+        if column.join is None:
+            joined.append(flat)
+        else:
+            joined.append(column.join.join(one for one in flat if one))
     return joined
 
 
 def extract(reading: Reading, binding: Binding, chunk: Chunk) -> tuple[dict[str, list[Any]], dict[int, str]]:
     """(columns by role with a value for every row, {row: reason} of rows that cannot be used).
 
-    With `messages`, the columns are `messages` and `tools`.
+    With `converse`, the columns are what it gives.
     """
     raw = {role: _values(chunk, column) for role, column in binding.items()}
     required = _required(reading.roles, binding)
@@ -213,8 +216,8 @@ def extract(reading: Reading, binding: Binding, chunk: Chunk) -> tuple[dict[str,
                 if role in required:
                     names = ", ".join(str(name) for name in binding[role].columns)
                     bad.setdefault(index, f"column {names!r} is {'missing' if one is _MISSING else 'null'}")
-    if reading.roles.messages:
-        return _messages(reading, raw, bad, len(chunk.rows)), bad
+    if reading.roles.converse is not None:
+        return _conversations(reading, raw, bad, len(chunk.rows)), bad
     for role in reading.roles.texts:
         if role in raw:
             _check_texts(role, raw[role], bad)
@@ -243,15 +246,17 @@ def _check_texts(role: str, values: list[Any], bad: dict[int, str]) -> None:
             bad.setdefault(index, f"{role} contains a NUL character")
 
 
-def _messages(reading: Reading, raw: dict[str, list[Any]], bad: dict[int, str], count: int) -> dict[str, list[Any]]:
-    messages: list[Any] = [None] * count
-    tools: list[Any] = [None] * count
+def _conversations(
+    reading: Reading, raw: dict[str, list[Any]], bad: dict[int, str], count: int
+) -> dict[str, list[Any]]:
+    converse = reading.roles.converse
+    assert converse is not None
+    made: list[dict[str, Any]] = [{}] * count
     for index in range(count):
         if index in bad:
             continue
-        row = {role: values[index] for role, values in raw.items()}
         try:
-            messages[index], tools[index] = normalise(row, reading.section.message_keys)
+            made[index] = converse({role: values[index] for role, values in raw.items()}, reading.section.message_keys)
         except Unusable as problem:
             bad[index] = str(problem)
-    return {"messages": messages, "tools": tools}
+    return {name: [row.get(name) for row in made] for name in reading.roles.made}

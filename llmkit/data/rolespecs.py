@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from llmkit.data.readers.messages import normalise
+from llmkit.data.readers.preferences import pair_of_answers, rated_answer
+from llmkit.recipe.sections import MessageKeys
 
 
 @dataclass(frozen=True)
@@ -11,8 +17,10 @@ class RoleSpec:
 
     required: alternatives, in order of preference; `name?` is optional in one. synonyms: column names of public sets,
     by role. texts: roles whose values must be text that is not empty. content: roles that hold the record's text, which
-    cleaning changes, filters look at and words are counted of (empty: `texts`). messages: rows become `messages` and
-    `tools`. documents: a text file is one document, not a record a line.
+    cleaning changes, filters look at and words are counted of (empty: `texts`). converse: for rows of conversations,
+    the columns (`made`) that a row {role: value} becomes; it raises Unusable. documents: a text file is one document,
+    not a record a line. several: roles whose columns, where `columns` lists some without saying how to join them, stay
+    texts of their own (references).
     """
 
     required: tuple[tuple[str, ...], ...]
@@ -20,8 +28,10 @@ class RoleSpec:
     synonyms: dict[str, tuple[str, ...]]
     texts: tuple[str, ...] = ()
     content: tuple[str, ...] = ()
-    messages: bool = False
+    converse: Callable[[dict[str, Any], MessageKeys | None], dict[str, Any]] | None = None
+    made: tuple[str, ...] = ()
     documents: bool = False
+    several: tuple[str, ...] = ()
 
     def roles(self) -> list[str]:
         """Every role that `columns` may name."""
@@ -30,7 +40,7 @@ class RoleSpec:
 
     def content_roles(self) -> tuple[str, ...]:
         """Roles that hold the record's text, in order."""
-        return ("messages",) if self.messages else self.content or self.texts
+        return self.content or self.texts
 
 
 _TEXT_NAMES = (
@@ -53,7 +63,9 @@ INSTRUCTION = RoleSpec(
         "tools": ("functions",),
         "system": ("system_prompt",),
     },
-    messages=True,
+    content=("messages",),
+    converse=normalise,
+    made=("messages", "tools"),
 )
 
 CLASSIFICATION = RoleSpec(
@@ -96,6 +108,7 @@ PAIRS = RoleSpec(
     },
     texts=("source",),
     content=("source", "target"),
+    several=("target",),
 )
 
 PREFERENCE = RoleSpec(
@@ -106,7 +119,9 @@ PREFERENCE = RoleSpec(
         "chosen": ("preferred", "better"),
         "rejected": ("dispreferred", "worse"),
     },
-    content=("prompt", "chosen", "rejected"),
+    content=("chosen", "rejected"),
+    converse=pair_of_answers,
+    made=("chosen", "rejected", "answered", "tools"),
 )
 
 RATED = RoleSpec(
@@ -118,6 +133,8 @@ RATED = RoleSpec(
         "label": ("kto_tag", "rating", "desirable"),
         "messages": ("conversations",),
     },
-    content=("prompt", "completion", "messages"),
+    content=("messages",),
+    converse=rated_answer,
+    made=("messages", "label", "tools"),
 )
 """Single answers that are good or bad (kto)."""

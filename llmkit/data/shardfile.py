@@ -2,7 +2,7 @@
 
 A record is one document. `.bin` holds little-endian token ids, `.idx` lengths and byte pointers, as written by
 Megatron-LM's `megatron/core/datasets/indexed_dataset.py` (version 1). `.arrow` holds what is not a token stream, a row
-an example. A shard is whole or absent: it is written under a temporary name, flushed to disk and renamed.
+an example. A shard has its name when it is whole, and counts when the store has flushed it and its progress names it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llmkit.files import environment_errors, fsync_directory
+from llmkit.files import environment_errors
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -68,8 +68,7 @@ class HashingFile:
         return len(view)
 
     def close(self) -> dict[str, Any]:
-        """Flushes to disk, gives the file its name, and returns its manifest entry."""
-        os.fsync(self._file.fileno())
+        """Gives the file its name and returns its manifest entry. Flushing it to the disk is the caller's."""
         self._file.close()
         os.replace(self._file.name, self.path)
         if self.bytes % BLOCK_BYTES:
@@ -171,7 +170,10 @@ class ShardWriter:
         self._sidecar.append(rows)
 
     def close(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """Publishes the shard. Returns its entry for the manifest and those of its files. Raises EnvironmentFailure."""
+        """Finishes the shard but for flushing it to the disk, which is the caller's.
+
+        Returns its entry for the manifest and those of its files. Raises EnvironmentFailure.
+        """
         files: dict[str, dict[str, Any]] = {}
         tokens: dict[str, int] = {}
         with environment_errors(self.directory):
@@ -190,7 +192,6 @@ class ShardWriter:
                 writer.write_table(table)
             sidecar.write(memoryview(buffer.getvalue()))
             files[sidecar.path.name] = sidecar.close()
-            fsync_directory(self.directory)
         entry = {"name": self.name, "rows": self.rows, "tokens": tokens[MAIN_STREAM]}
         totals = {
             "bytes": sum(int(part.sizes.sum()) for part in self._sidecar),

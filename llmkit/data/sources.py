@@ -94,7 +94,7 @@ def resolve_sources(entries: list[SourceSection], roles: RoleSpec, *, split: str
     for index, section in enumerate(entries):
         key = f"data.{split}.{index}"
         _check_entry(section, roles, key)
-        files = tuple(find_files(section, text_role=roles.documents, split=split))
+        files = tuple(_found(section, roles, split, key))
         _check_used(section, files, key)
         name = section.id or _name_of(section)
         if section.id is not None and section.id in taken:
@@ -104,6 +104,15 @@ def resolve_sources(entries: list[SourceSection], roles: RoleSpec, *, split: str
         taken.add(name)
         resolved.append(ResolvedSource(index, name, files, section))
     return resolved
+
+
+def _found(section: SourceSection, roles: RoleSpec, split: str, key: str) -> list[SourceFile]:
+    try:
+        return find_files(section, text_role=roles.documents, split=split)
+    except DataError as error:
+        if error.file is None:  # what has to be mended is the recipe, not a file
+            raise DataError(error.message, key=f"{key}.path") from error
+        raise
 
 
 def _name_of(section: SourceSection) -> str:
@@ -122,7 +131,7 @@ def _check_entry(section: SourceSection, roles: RoleSpec, key: str) -> None:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             roles_are = f"the task's roles are {', '.join(known)}"
             raise RecipeError(f"unknown role; {roles_are}{hint}", key=f"{key}.columns.{role}")
-    if section.message_keys is not None and not roles.messages:
+    if section.message_keys is not None and roles.converse is None:
         raise RecipeError("only tasks on messages use it", key=f"{key}.message_keys")
     try:
         codecs.lookup(section.encoding)
@@ -218,7 +227,7 @@ def _read_file(
     for chunk in READERS[reading.file.format](reading, state):
         if reading.section.explode is not None:
             _explode(reading.section.explode, chunk)
-        columns: dict[str, list[Any]] = {role: [] for role in ("messages", "tools")} if reading.roles.messages else {}
+        columns: dict[str, list[Any]] = {name: [] for name in reading.roles.made}
         if chunk.rows:
             if binding is None:
                 binding = role_tools.bind(reading, chunk)

@@ -1,7 +1,8 @@
 """The unpublished directory of a preparation: shards, rejects, seen hashes, and the progress file that ties them.
 
-A checkpoint is taken where shards end: all open shards are closed, then one atomic write of progress.json makes them
-count. What a killed run left beyond it is deleted and done again, so the result does not depend on kills.
+A checkpoint is taken where shards end: all open shards are closed and flushed to the disk, together with the new
+progress.json, whose rename then makes them count. What a killed run left beyond it is deleted and done again, so the
+result does not depend on kills.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from llmkit.data.examples import Encoded
 from llmkit.data.records import Reject
 from llmkit.data.shardfile import Rows, ShardWriter
 from llmkit.data.tally import new_tally
-from llmkit.files import environment_errors, read_json, write_json
+from llmkit.files import dump_json, environment_errors, fsync_directory, read_json, sync
 
 PROGRESS = "progress.json"
 REJECTED = "rejected.jsonl"
@@ -119,21 +120,28 @@ class Store:
     def checkpoint(self) -> None:
         """Closes the open shards and makes everything up to here count. Raises EnvironmentFailure."""
         progress = self.progress
+        temporary = self.directory / f".{PROGRESS}.tmp"
+        written = [temporary, self.directory / REJECTED]
         for split, writer in sorted(self._writers.items()):
             entry, files = writer.close()
+            counts = self.directory / split / f"{writer.name}.counts.npy"
             with environment_errors(self.directory):
-                (self.directory / split / f"{writer.name}.counts.npy").write_bytes(npy_bytes(writer.counts))
+                counts.write_bytes(npy_bytes(writer.counts))
+            written += [counts, counts.parent, *(counts.with_name(name) for name in files)]
             progress["shards"][split].append(entry)
             progress["files"].update({f"{split}/{name}": value for name, value in files.items()})
         self._writers.clear()
         assert self._rejected is not None
         with environment_errors(self.directory / REJECTED):
             self._rejected.flush()
-            os.fsync(self._rejected.fileno())
             progress["rejected_bytes"] = self._rejected.tell()
         for seen in self._seen.values():
             seen.commit()
-        write_json(self.directory / PROGRESS, progress)
+        with environment_errors(self.directory):
+            temporary.write_bytes(dump_json(progress))
+            sync(written)
+            os.replace(temporary, self.directory / PROGRESS)
+            fsync_directory(self.directory)
 
     def finish(self) -> dict[str, dict[str, Any]]:
         """Writes the vocabulary counts of each split and drops what only a resume needs. The splits' manifest

@@ -189,6 +189,15 @@ class BatchEncoder:
             raise
         return _flat([encoding.ids for encoding in encodings])
 
+    def encode_with_places(self, texts: list[str]) -> tuple[Ragged, list[np.ndarray]]:
+        """The same ids as `encode`, and for each text (T, 2) the characters [start, end) that its tokens stand for."""
+        self._prepare()
+        for text in texts:
+            text.encode()
+        encodings = self._slow.encode_batch(texts, add_special_tokens=False) if texts else []
+        places = [np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) for encoding in encodings]
+        return _flat([encoding.ids for encoding in encodings]), places
+
 
 def _merge(rest: Ragged, exact: Ragged, places: list[int]) -> Ragged:
     """Puts the rows of `exact` into `rest`, whose rows at `places` are empty."""

@@ -70,14 +70,20 @@ def read_fast(directory: Path) -> Any:
     import gigatoken
 
     path = directory / "tokenizer.json"
-    return _keep("gigatoken", path, lambda: gigatoken.Tokenizer.from_json(path.read_text(encoding="utf-8")))
+    return _keep("gigatoken", path, lambda: gigatoken.Tokenizer.from_json(path.read_bytes()))
+
+
+def read_vocabulary(directory: Path) -> dict[str, int]:
+    """The model's own tokens and their ids, without those added to them."""
+    core = read_core(directory)
+    vocabulary: dict[str, int] = _keep("vocabulary", directory / "tokenizer.json", lambda: core.get_vocab(False))
+    return vocabulary
 
 
 def num_ids(directory: Path) -> int:
-    """One more than the largest id of the vocabulary."""
-    core = read_core(directory)
-    size: int = _keep("size", directory / "tokenizer.json", lambda: max(core.get_vocab(True).values()) + 1)
-    return size
+    """One more than the largest id, added tokens included."""
+    added: dict[int, Any] = read_core(directory).get_added_tokens_decoder()
+    return max([*read_vocabulary(directory).values(), *added]) + 1
 
 
 def _keep(kind: str, path: Path, make: Callable[[], Any]) -> Any:

@@ -49,7 +49,7 @@ GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 PLAIN = {*ROLES, "tokenizer_class", "backend", "is_local", "model_max_length", "clean_up_tokenization_spaces"}
 """What a configuration may say that changes no encoding."""
-UNBOUNDED = re.compile(r'"truncation":\s*null,\s*"padding":\s*null,')
+UNBOUNDED = re.compile(rb'"truncation":\s*null,\s*"padding":\s*null,')
 ADDING = ("special_tokens_map.json", "added_tokens.json")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -181,12 +181,12 @@ def _plain_config(directory: Path) -> dict[str, Any] | None:
 
 
 def _copy(directory: Path, config: dict[str, Any], target: Path) -> None:
-    data = (directory / "tokenizer.json").read_text(encoding="utf-8")
+    data = (directory / "tokenizer.json").read_bytes()
     if UNBOUNDED.search(data, 0, 1000) is None:
-        data = json.dumps({**json.loads(data), "truncation": None, "padding": None}, ensure_ascii=False)
+        data = json.dumps({**json.loads(data), "truncation": None, "padding": None}, ensure_ascii=False).encode()
     with environment_errors(target):
         target.mkdir(parents=True, exist_ok=True)
-        (target / "tokenizer.json").write_text(data, encoding="utf-8")
+        (target / "tokenizer.json").write_bytes(data)
         if (directory / "chat_template.jinja").exists():
             shutil.copyfile(directory / "chat_template.jinja", target / "chat_template.jinja")
         (target / "tokenizer_config.json").write_bytes(dump_json(config))

@@ -23,10 +23,10 @@ from llmkit.data.rolespecs import RoleSpec
 from llmkit.data.sources import ResolvedSource, read
 from llmkit.data.text import content_hash, in_validation, record_bytes, record_text
 from llmkit.data.tokenizer import choose_engine
-from llmkit.data.tokenizer_core import read_core
+from llmkit.data.tokenizer_core import read_core, read_vocabulary
 from llmkit.data.tokenizer_files import import_tokenizer, section_identity, source_identity, tokenizer_source
 from llmkit.data.tokenizer_train import END, train_tokenizer
-from llmkit.files import environment_errors, fsync_directory, read_json, sync
+from llmkit.files import environment_errors, read_json, sync
 from llmkit.recipe.sections import Recipe
 from llmkit.recipe.tasks import CHATS
 from llmkit.report.console import Console
@@ -114,7 +114,6 @@ def make_tokenizer(
     with environment_errors(target):
         sync([*unfinished.iterdir(), unfinished])
         os.replace(unfinished, target)
-        fsync_directory(partial)
 
 
 def _complete(recipe: Recipe, directory: Path) -> None:
@@ -180,15 +179,17 @@ def _training_sample(recipe: Recipe, sources: list[ResolvedSource], roles: RoleS
 def single_byte_ids(directory: Path, size: int) -> np.ndarray:
     """(size,) bool: ids that stand for a part of a character, so that text made of them fell into single bytes."""
     core = read_core(directory)
-    vocab = core.get_vocab(False)
+    vocab = read_vocabulary(directory)
     parts = np.zeros(size, bool)
     if not any(part is not None and b"ByteLevel" in part.__getstate__() for part in (core.pre_tokenizer, core.decoder)):
         fallback = (f"<0x{byte:02X}>" for byte in range(0x80, 0x100))
         parts[[vocab[token] for token in fallback if token in vocab]] = True
         return parts
     # all at once: byte 0 separates the tokens, and stands in none of them as itself
-    table = {ord(character): byte or 1 for character, byte in _byte_of().items()}
-    tokens = "\0".join(vocab).translate(table).encode("latin-1", "replace").split(b"\0")
+    table = np.full(0x10000, ord("?"), np.uint8)
+    table[:256] = np.arange(256)
+    table[[ord(character) for character in _byte_of()]] = [byte or 1 for byte in _byte_of().values()]
+    tokens = table[np.frombuffer("\0".join(vocab).encode("utf-16-le"), "<u2")].tobytes().split(b"\0")
     parts[[i for data, i in zip(tokens, vocab.values(), strict=True) if not data.isascii() and not _is_text(data)]] = (
         True
     )

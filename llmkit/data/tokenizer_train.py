@@ -1,8 +1,9 @@
 """Trains a tokenizer on a bounded sample of the corpus and saves it as AutoTokenizer loads it.
 
 Chinese must not end in unknown tokens or single bytes: alphabets are chosen by frequency with CJK characters counted
-in,
-unigram falls back to bytes, byte-level BPE gets the merges of frequent characters that training left out. With
+in, unigram falls back to bytes, byte-level BPE gets the merges of frequent characters that training left out. Decoding
+gives back what was encoded, blanks and line breaks too (wordpiece: one blank between words); what `word` and `char` do
+not know stays `<unk>`, and `preprocess` reports how much that is. With
 `pre_tokenizer: jieba` the sample is cut into words before training, so that no piece crosses a word; the tokenizer
 itself needs no jieba afterwards (the longest match in the vocabulary finds the words again).
 """
@@ -13,23 +14,26 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from llmkit.data.text import CJK_RANGES
 from llmkit.errors import DataError, RecipeError
 from llmkit.files import dump_json, environment_errors
 from llmkit.recipe.sections import TokenizerTrain
 
 END = "<|endoftext|>"
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-CJK = r"\p{Han}\p{Hiragana}\p{Katakana}"
+CJK = "".join(f"{chr(first)}-{chr(last)}" for first, last in CJK_RANGES)
 PHRASE = re.compile(
     r"\s*(?:[^\s，。！？；：、“”‘’（）《》…]{1,24}[，。！？；：、“”‘’（）《》…]*|[，。！？；：、“”‘’（）《》…]+)"
 )
 """A word of spaced text, or up to 24 characters of Chinese between punctuation: the unigram trainer's suffix array and
 expectation steps take minutes over whole lines without a blank."""
+CJK_CHARACTER = re.compile(f"[{CJK}]")
 KEY = "tokenizer.train.vocab_size"
 
 
@@ -69,8 +73,8 @@ def _pieces(texts: Iterable[str], spec: TokenizerTrain) -> Iterator[str]:
     cut = _jieba() if spec.pre_tokenizer == "jieba" else None
     for text in texts:
         if cut is not None:
-            yield from _with_blanks(cut(text))
-        elif spec.algorithm in ("bpe", "char"):
+            yield from (_with_spaced_text(cut(text)) if spec.algorithm == "word" else _with_blanks(cut(text)))
+        elif spec.algorithm in ("bpe", "word", "char"):
             yield text
         else:
             for line in text.splitlines():
@@ -86,6 +90,12 @@ def _with_blanks(words: Iterable[str]) -> Iterator[str]:
             continue
         yield blank + word
         blank = ""
+
+
+def _with_spaced_text(words: Iterable[str]) -> Iterator[str]:
+    """CJK words one by one, and what stands between them as it was: jieba cuts spaced words at each mark."""
+    for cjk, group in groupby(words, lambda word: bool(CJK_CHARACTER.search(word))):
+        yield from group if cjk else ["".join(group)]
 
 
 def _jieba() -> Callable[[str], Iterable[str]]:
@@ -171,35 +181,49 @@ def _known(texts: Iterable[str], alphabet: set[str]) -> Iterator[str]:
             yield "".join(character for character in text if character in alphabet or character == " ")
 
 
+def _word_pattern(cjk: str) -> Regex:
+    """Words with the blank before them, so that decoding only joins; digits, marks and other blanks one by one."""
+    return Regex(
+        rf"'(?:[sdmt]|ll|ve|re)(?!\p{{L}})|{cjk}| ?(?:(?![{CJK}])[\p{{L}}\p{{M}}])+| ?\p{{N}}| ?[^\s\p{{L}}\p{{N}}]|\s"
+    )
+
+
 def _word(pieces: Pieces, spec: TokenizerTrain, special: list[str]) -> Tokenizer:
-    """Whitespace words and punctuation; CJK characters one by one, or with jieba as words, longest match first."""
-    isolate = pre_tokenizers.Split(Regex(f"[{CJK}]{'+' if spec.pre_tokenizer else ''}"), "isolated")
+    """Words of the sample by frequency; CJK characters one by one, or with jieba as words, longest match first."""
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([isolate, pre_tokenizers.Whitespace()])
-    trainer = trainers.WordLevelTrainer(vocab_size=spec.vocab_size, special_tokens=special, show_progress=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        _word_pattern(f"[{CJK}]{'+' if spec.pre_tokenizer else ''}"), "isolated"
+    )
+    tokenizer.decoder = decoders.Fuse()
     if spec.pre_tokenizer is None:
+        trainer = trainers.WordLevelTrainer(vocab_size=spec.vocab_size, special_tokens=special, show_progress=False)
         tokenizer.train_from_iterator(pieces(), trainer)
         return tokenizer
-    # words of the sample, and every frequent CJK character, so that an unseen word falls into known characters
+    # every frequent CJK character beside the words, so that an unseen word falls into known characters
     words: Counter[str] = Counter()
     characters: Counter[str] = Counter()
     for piece in pieces():
         for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(piece):
             words[word] += 1
-            characters.update(word)
+            characters.update(CJK_CHARACTER.findall(word))
     room = spec.vocab_size - len(special)
     ranked = sorted(characters.items(), key=lambda item: (-item[1], item[0]))[: room // 2]
     chosen = dict.fromkeys(character for character, _ in ranked)
+    known = "".join(chosen)
     for word, _ in sorted(words.items(), key=lambda item: (-item[1], item[0])):
         if len(chosen) >= room:
             break
-        chosen.setdefault(word)
+        if all(character in chosen for character in CJK_CHARACTER.findall(word)):
+            chosen.setdefault(word)
     vocabulary = {token: i for i, token in enumerate([*special, *chosen])}
     model = models.WordPiece(
         vocabulary, unk_token="<unk>", continuing_subword_prefix="", max_input_chars_per_word=10**6
     )
     matching = Tokenizer(model)
-    matching.pre_tokenizer = tokenizer.pre_tokenizer
+    # an unknown character stands alone: the model gives up a whole piece for one
+    cjk = rf"[{known}]+|[{CJK}]" if known else rf"[{CJK}]"
+    matching.pre_tokenizer = pre_tokenizers.Split(_word_pattern(cjk), "isolated")
+    matching.decoder = decoders.Fuse()
     return matching
 
 

@@ -88,6 +88,20 @@ def evaluate(recipe: Recipe, options: Options, console: Console) -> dict[str, An
     return document
 
 
+def _task(recipe: Recipe, options: Options, prepared: Prepared, place: Path | str) -> Task:
+    """The recipe's task on the finished model at `place`."""
+    from llmkit.tasks import build_task
+
+    trained = recipe.model_copy(update={"model": model_section(recipe, place), "peft": None})
+    return build_task(
+        trained,
+        prepared.tokenizer_dir,
+        allow_remote_code=options.trust_remote_code,
+        trained=True,
+        start=recipe.model,
+    )
+
+
 def choose_split(recipe: Recipe, prepared: Prepared) -> Scored:
     """data.test, else the held-out rows. Raises DataError where there is neither."""
     data = recipe.data
@@ -135,15 +149,12 @@ def _score(
     import torch
 
     from llmkit.evaluate.split import predict_split
-    from llmkit.tasks import build_task
     from llmkit.train.build import autocast_of, make_accelerator
     from llmkit.train.hardware import choose_precision
 
     accelerator = make_accelerator([], recipe.output_dir)
     try:
-        model_recipe = recipe.model_copy(update={"model": model_section(recipe, place), "peft": None})
-        allowed = options.trust_remote_code
-        task = build_task(model_recipe, prepared.tokenizer_dir, allow_remote_code=allowed, trained=True)
+        task = _task(recipe, options, prepared, place)
         task.prepare(prepared.splits.get("train"), None)
         module = task.build_model().to(accelerator.device)
         precision = choose_precision(recipe.distributed.mixed_precision, accelerator.device.type)

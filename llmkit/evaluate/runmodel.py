@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmkit.errors import ModelError
 from llmkit.files import read_json, sha256_file, sha256_json
 from llmkit.manifest import MANIFEST, read_manifest, verify_files
-from llmkit.models.source import locate
+from llmkit.models.heads import CAUSAL_LM, SEQ2SEQ_LM
+from llmkit.models.source import is_encoder_decoder, locate
 from llmkit.options import Options
 from llmkit.recipe.sections import ModelSection, Recipe
 from llmkit.recipe.tasks import COMMAND_OF_TASK
@@ -90,6 +91,9 @@ def model_section(recipe: Recipe, place: Path | str) -> ModelSection:
     )
 
 
+WRITER = replace(CAUSAL_LM, wanted=f"one that writes text: {SEQ2SEQ_LM.wanted} or {CAUSAL_LM.wanted}")
+
+
 def open_model(place: Path | str, recipe: Recipe, options: Options, directory: Path) -> OpenModel:
     """The model in evaluation mode on this process's device, and its tokenizer, which is laid into `directory` where
     it is not on disk as a directory of ours. Raises ModelError."""
@@ -114,6 +118,7 @@ def open_model(place: Path | str, recipe: Recipe, options: Options, directory: P
         seed=recipe.seed,
         max_length=max_length(recipe.model_copy(update={"model": section})),
         dtype=AUTOCAST.get(precision),
+        head=SEQ2SEQ_LM if is_encoder_decoder(section) else WRITER,
         allow_remote_code=options.trust_remote_code,
     )
     return OpenModel(model.to(device).eval(), tokenizer, directory)  # type: ignore[arg-type]

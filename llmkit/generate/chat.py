@@ -45,12 +45,13 @@ class AnswerStreamer:
     def finish(self) -> Ending:
         """Shows what was held back, and tells how the answer ended."""
         stops = self.engine.section.stop_strings
-        ending = find_ending(self.engine.tokenizer, self.prompt.ids, self.ids, self.engine.eos_ids, stops)
+        context = self.engine.context(self.prompt)
+        ending = find_ending(self.engine.tokenizer, context, self.ids, self.engine.eos_ids, stops)
         self._show(ending.text)
         return ending
 
     def _text(self) -> str:
-        return continuation(self.engine.tokenizer, self.prompt.ids, self.ids)
+        return continuation(self.engine.tokenizer, self.engine.context(self.prompt), self.ids)
 
     def _show(self, text: str) -> None:
         if text.startswith(self.shown):

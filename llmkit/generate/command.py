@@ -10,14 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llmkit.errors import RecipeError
-from llmkit.evaluate.runmodel import locate_model, model_sha256, open_model, prove
+from llmkit.errors import ModelError, RecipeError
+from llmkit.evaluate.runmodel import OpenModel, locate_model, model_section, model_sha256, open_model, prove
 from llmkit.generate.paths import check_paths
 from llmkit.generate.settings import check_generation
+from llmkit.models.source import is_encoder_decoder
 from llmkit.options import Options
 from llmkit.recipe.sections import Recipe
+from llmkit.recipe.tasks import CHATS
 from llmkit.report.console import Console
 
+COMPLETING = ("causal_lm", "instruction", "preference")
+WRITING = (*COMPLETING, "translation", "summarization", "span_corruption", "denoising")
+"""Tasks whose models write text: what follows a prompt, or (the others) the target of a source."""
 EXAMPLES = "--prompt TEXT, --input FILE.jsonl (or - for standard input) or --interactive"
 
 
@@ -27,6 +32,8 @@ def generate(recipe: Recipe, options: Options, console: Console) -> dict[str, An
     check_generation(recipe.generation, interactive=options.interactive)
     if options.input is not None:
         check_paths(options.input, options.output)
+    if recipe.task.type not in WRITING:
+        raise ModelError(f"a model of {recipe.task.type} writes no text; `llmkit evaluate` says what it predicts")
     place = locate_model(recipe, options)
     if options.dry_run:
         if not console.json:
@@ -40,19 +47,34 @@ def generate(recipe: Recipe, options: Options, console: Console) -> dict[str, An
 
     with tempfile.TemporaryDirectory(prefix="llmkit-") as temporary:
         opened = open_model(place, recipe, options, Path(temporary))
-        instructed = recipe.task.type == "instruction"
+        instructed = recipe.task.type in CHATS
         chat = chat_format(opened.tokenizer_dir, required=instructed)
+        source, suffix = _source(recipe, place, opened)
     stops = chat.stop_ids if instructed and chat is not None else []
     engine = TransformersEngine(
         opened.model, opened.tokenizer, recipe.generation, seed=recipe.seed, more_stop_ids=stops
     )
-    encode = prompt_encoder(opened.tokenizer, chat, recipe.task.type)
+    encode = prompt_encoder(opened.tokenizer, chat, recipe.task.type, source, suffix)
     with quiet():
         if options.interactive:
             return _interactive(engine, encode, recipe, console)
         if options.input is not None:
             return _batch(engine, encode, place, recipe, options, console)
         return _prompts(engine, encode, options, console)
+
+
+def _source(recipe: Recipe, place: Path | str, opened: OpenModel) -> tuple[Any, tuple[int, ...]]:
+    """(how a source text is encoded where the task has sources, what ends a prompt that an encoder reads)."""
+    from llmkit.tasks import encoder_for
+    from llmkit.tasks.pair_encoder import read_frame
+
+    section = model_section(recipe, place)
+    apart = is_encoder_decoder(section)
+    if recipe.task.type in COMPLETING:
+        return None, (read_frame(opened.tokenizer_dir).suffix if apart else ())
+    encoder: Any = encoder_for(recipe.model_copy(update={"model": section}), opened.tokenizer_dir)
+    _ = encoder.encode_prompt("")  # reads the tokenizer's files while they are there
+    return encoder.encode_prompt, ()
 
 
 def _check_options(options: Options) -> None:
@@ -152,6 +174,7 @@ def output_settings(place: Path | str, recipe: Recipe) -> dict[str, Any]:
     return {
         "model_sha256": model_sha256(place),
         "task": recipe.task.type,
+        "source_prefix": getattr(recipe.task, "source_prefix", None),
         **{f"generation.{name}": value for name, value in section.items()},
         "seed": seed if recipe.generation.do_sample else None,
     }
@@ -160,7 +183,7 @@ def output_settings(place: Path | str, recipe: Recipe) -> dict[str, Any]:
 def _interactive(engine: Any, encode: Any, recipe: Recipe, console: Console) -> dict[str, Any]:
     from llmkit.generate.chat import chat, terminal_reader
 
-    history = recipe.task.type == "instruction"
+    history = recipe.task.type in CHATS
     if not history:
         console.note("this model continues text: each line is continued on its own")
     answered = chat(

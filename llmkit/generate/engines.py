@@ -2,8 +2,8 @@
 
 A completion depends on its own prompt, row and sample alone: prompts are padded on the left and masked, each row draws
 its own random numbers, and prompts of different length are never padded together where a processor of transformers
-would read the padding. (`generate_batch` of transformers is not used: it ignores stop strings and beams and returns
-partial results.)
+would read the padding. An encoder-decoder reads its prompt in the encoder, padded on the right. (`generate_batch` of
+transformers is not used: it ignores stop strings and beams and returns partial results.)
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from llmkit.errors import DataError
 from llmkit.generate.sampling import row_uniforms, sampling_processors
 from llmkit.generate.stopping import FinishReason, StopStrings, find_ending
 from llmkit.models.peft import prompt_inputs
+from llmkit.models.seq2seq import decoder_start
 from llmkit.models.wrapping import base_of, prompt_length
 from llmkit.recipe.sections import GenerationSection
 
@@ -82,9 +83,19 @@ class TransformersEngine:
         self.limit = None if limit is None else limit - prompt_length(model)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self.eos_ids), 0)
         self.pad_id = int(pad)
-        # `generate` fills what a call leaves open from here: only the recipe's settings may count
+        # `generate` fills what a call leaves open from here: only the recipe's settings may count, beside how the model
+        # itself makes a decoder begin
+        self.start_id: int | None = None
+        if model.config.is_encoder_decoder:
+            self.start_id = decoder_start(model, self.eos_ids[0] if self.eos_ids else self.pad_id)
+        self.forced_bos_id = getattr(model.generation_config, "forced_bos_token_id", None)
         for part in (model, base_of(model)):  # an adapter's wrapper has its own
-            part.generation_config = GenerationConfig(eos_token_id=self.eos_ids or None, pad_token_id=self.pad_id)
+            part.generation_config = GenerationConfig(
+                eos_token_id=self.eos_ids or None,
+                pad_token_id=self.pad_id,
+                decoder_start_token_id=self.start_id,
+                forced_bos_token_id=self.forced_bos_id,
+            )
 
     @property
     def batch_size(self) -> int:
@@ -97,13 +108,18 @@ class TransformersEngine:
         DataError where nothing fits."""
         if self.limit is None:
             return self.section.max_new_tokens
+        apart = self.start_id is not None
         room = self.limit - len(prompt.ids)
-        if room < 1:
+        if room < (0 if apart else 1):
             raise DataError(
-                f"{prompt.name} has {len(prompt.ids)} tokens, and the model reads at most {self.limit}, "
-                "the completion included; shorten it"
+                f"{prompt.name} has {len(prompt.ids)} tokens, and the model reads at most {self.limit}"
+                f"{'' if apart else ', the completion included'}; shorten it"
             )
-        return min(self.section.max_new_tokens, room)
+        return min(self.section.max_new_tokens, self.limit - 1 if apart else room)
+
+    def context(self, prompt: Prompt) -> tuple[int, ...]:
+        """The tokens that the completion's text follows on; none where the decoder begins anew."""
+        return () if self.start_id is not None else prompt.ids
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Completion]:
         """All completions, prompt by prompt in the order given, `num_return_sequences` each."""
@@ -135,7 +151,8 @@ class TransformersEngine:
         """Yields ([(place in `prompts`, sample)], new tokens): similar lengths together, longest first."""
         section = self.section
         samples = section.num_return_sequences if section.num_beams == 1 else 1
-        exact = section.no_repeat_ngram_size is not None  # its processor would count n-grams of padding
+        # the processor would count n-grams of the padding
+        exact = section.no_repeat_ngram_size is not None and self.start_id is None
         groups: dict[tuple[int, int], list[int]] = {}
         for i, prompt in enumerate(prompts):
             allowance = self.allowance(prompt)
@@ -164,7 +181,7 @@ class TransformersEngine:
         each = section.num_return_sequences if section.num_beams > 1 else 1
         for line, ids in enumerate(output):
             prompt, (place, sample) = prompts[line // each], batch[line // each]
-            ending = find_ending(self.tokenizer, prompt.ids, ids, self.eos_ids, section.stop_strings)
+            ending = find_ending(self.tokenizer, self.context(prompt), ids, self.eos_ids, section.stop_strings)
             yield (
                 place,
                 Completion(
@@ -184,20 +201,23 @@ class TransformersEngine:
         ids = torch.full((len(prompts), width), self.pad_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for line, prompt in enumerate(prompts):
-            ids[line, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
-            mask[line, width - len(prompt.ids) :] = 1
+            length = len(prompt.ids)
+            place = slice(length) if self.start_id is not None else slice(width - length, width)
+            ids[line, place] = torch.tensor(prompt.ids)
+            mask[line, place] = 1
         model: Any = self.model
         inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-        if prompt_length(model) and not model.config.is_encoder_decoder:  # which pads on the right
+        if prompt_length(model) and self.start_id is None:
             model, inputs = base_of(model), prompt_inputs(model, **inputs)
             width = inputs["input_ids"].shape[1]
+        begun = width if self.start_id is None else 1
         processors, native = LogitsProcessorList(), section.num_beams > 1
         if section.do_sample and not native:
             draws = [row_uniforms(self.seed, p.row, s, allowance) for p, s in zip(prompts, samples, strict=True)]
-            processors = sampling_processors(section, np.stack(draws), width, device)
+            processors = sampling_processors(section, np.stack(draws), begun, device)
         stops = StoppingCriteriaList()
         if section.stop_strings:
-            stops.append(StopStrings(self.tokenizer, section.stop_strings, width))
+            stops.append(StopStrings(self.tokenizer, section.stop_strings, begun))
         output = model.generate(
             **inputs,
             generation_config=self._config(allowance),
@@ -205,7 +225,7 @@ class TransformersEngine:
             stopping_criteria=stops,
             streamer=streamer,
         )
-        new: list[list[int]] = output[:, width:].tolist()
+        new: list[list[int]] = output[:, begun:].tolist()
         return new
 
     def _config(self, allowance: int) -> GenerationConfig:
@@ -216,6 +236,8 @@ class TransformersEngine:
             num_beams=section.num_beams,
             eos_token_id=self.eos_ids or None,
             pad_token_id=self.pad_id,
+            decoder_start_token_id=self.start_id,
+            forced_bos_token_id=self.forced_bos_id,
         )
         if section.min_new_tokens is not None:
             config.min_new_tokens = min(section.min_new_tokens, allowance)

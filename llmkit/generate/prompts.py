@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llmkit.errors import DataError, ModelError
 from llmkit.generate.engines import Prompt
+from llmkit.recipe.tasks import CHATS
 from llmkit.tasks.chat import ChatFormat, ConversationError
 from llmkit.tasks.templates import own_template, resolve_template
 
@@ -101,18 +102,29 @@ def chat_format(tokenizer_dir: Path, *, required: bool) -> ChatFormat | None:
     return ChatFormat(tokenizer_dir, resolve_template(None, tokenizer_dir))
 
 
-def prompt_encoder(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat | None, task: str) -> EncodePrompt:
-    """How this model's prompts are made. `instruction`: a `prompt` is one user message, and messages go through the
-    chat template. `causal_lm`: a `prompt` is text to continue, with the special tokens that the tokenizer itself
-    puts first."""
+def prompt_encoder(
+    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat | None,
+    task: str,
+    source: Callable[[str], list[int]] | None = None,
+    suffix: Sequence[int] = (),
+) -> EncodePrompt:
+    """How this model's prompts are made. Of a chat task a `prompt` is one user message, and messages go through the
+    chat template. With `source`: a `prompt` is the source text of a task, encoded by it. Else a `prompt` is text to
+    continue, with the special tokens that the tokenizer itself puts first. `suffix` ends what an encoder reads."""
 
     def encode(item: Item) -> Prompt:
-        if "messages" in item.fields:
-            ids = encode_chat(chat, item.fields["messages"], item, item.fields.get("tools"))
-        elif task == "instruction":
-            ids = encode_chat(chat, [{"role": "user", "content": item.fields["prompt"]}], item, None)
+        if source is not None:
+            if "messages" in item.fields:
+                raise item.error(f"the task {task} takes a prompt, not a conversation", "messages")
+            ids = source(item.fields["prompt"])
+        elif "messages" in item.fields:
+            ids = encode_chat(chat, item.fields["messages"], item, item.fields.get("tools")) + list(suffix)
+        elif task in CHATS:
+            asked = [{"role": "user", "content": item.fields["prompt"]}]
+            ids = encode_chat(chat, asked, item, None) + list(suffix)
         else:
-            ids = encode_text(tokenizer, item.fields["prompt"])
+            ids = encode_text(tokenizer, item.fields["prompt"]) + list(suffix)
         return Prompt(tuple(ids), item.row, item.name)
 
     return encode

@@ -76,3 +76,9 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
     "preference": ("loss", "reward_accuracy", "reward_margin"),
 }
 """The set that a task computes when the recipe names none (CONTRACT section 4)."""
+
+GENERATED_METRICS: dict[str, tuple[str, ...]] = {
+    "translation": ("sacrebleu", "chrf", "ter"),
+    "summarization": ("rouge1", "rouge2", "rougeL", "rougeLsum"),
+}
+"""Metrics of what a model writes, which `evaluation.predict_with_generate: false` leaves out."""

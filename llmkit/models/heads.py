@@ -49,7 +49,8 @@ def labelled_head(kind: Literal["sequence", "token"], labels: list[str], problem
         "sequence": ("AutoModelForSequenceClassification", "SEQ_CLS"),
         "token": ("AutoModelForTokenClassification", "TOKEN_CLS"),
     }[kind]
-    return Head(auto_class, "an encoder (bert, roberta, text_cnn, ...)", peft_type, fresh=True, config=config)
+    own = "text_cnn" if kind == "sequence" else "rnn_encoder"
+    return Head(auto_class, f"an encoder (bert, roberta, {own}, ...)", peft_type, fresh=True, config=config)
 
 
 def check_architecture(config: PreTrainedConfig, head: Head) -> None:
@@ -66,7 +67,7 @@ def check_architecture(config: PreTrainedConfig, head: Head) -> None:
     elif head.auto_class == "AutoModelForCausalLM" and encoder:
         what = "an encoder"
     elif not has_head:
-        what = "not made for it in transformers"
+        what = "not made for it"
     else:
         return
     raise ModelError(f"{kind} is {what}; this task needs {head.wanted}", key="model")

@@ -20,12 +20,14 @@ from llmkit.errors import ModelError, RecipeError
 from llmkit.models.heads import CAUSAL_LM, Head, check_architecture, is_of_head
 from llmkit.models.peft import ADDED_ROWS, FRESH
 from llmkit.models.source import (
+    AFTER_PADDING,
     POSITION_KEYS,
     ModelSource,
     check_remote_code,
     locate,
     max_length,
     model_limit,
+    padding_rows,
     read_config,
 )
 from llmkit.recipe.sections import ModelSection
@@ -195,7 +197,8 @@ def _new_config(
             near = difflib.get_close_matches(key, sorted(known), 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise RecipeError(f"{model_type} has no such key{hint}", key=f"model.config.{key}")
-    follows = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"} & set(given)
+    ids = (f"{name}_token_id" for name in ("bos", "eos", "pad", "cls", "sep", "mask"))
+    follows = {"vocab_size", *ids} & set(given)
     if follows:
         raise RecipeError("follows the tokenizer; leave it out", key=f"model.config.{sorted(follows)[0]}")
     own = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -206,8 +209,11 @@ def _new_config(
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else pad
         own["decoder_start_token_id"] = start if start is not None else tokenizer.eos_token_id
     positions = next((key for key in POSITION_KEYS if key in known), None)
+    own |= {key: value for key, value in _framing_ids(tokenizer).items() if key in known}
     if positions is not None and not any(key in given for key in POSITION_KEYS):
         own[positions] = max_length
+    if model_type in AFTER_PADDING:  # a tokenizer's padding may have a larger id than the table has room for
+        own[positions] = max(given.pop(positions, 0), max_length + padding_rows(own))
     try:
         config = config_class(**given, **own, **head.config)
     except Exception as error:  # each architecture checks its values in its own way
@@ -215,6 +221,12 @@ def _new_config(
     check_architecture(config, head)
     _set_dropout(config, section, head)
     return config
+
+
+def _framing_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Ids that some configs name beside the usual ones, where the tokenizer has them."""
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("cls", "sep", "mask")}
+    return {key: value for key, value in ids.items() if value is not None}
 
 
 def _from_config(config: PreTrainedConfig, section: ModelSection, dtype: torch.dtype, head: Head) -> PreTrainedModel:

@@ -60,3 +60,11 @@ class Seq2SeqModule(nn.Module):
 
 def _upcast(logits: torch.Tensor) -> torch.Tensor:
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+@torch.no_grad()
+def decoder_start(model: Any, end_id: int) -> int:
+    """The token that the decoder begins with in training, asked of the model: configs call it by several names, and
+    some architectures turn the labels round instead."""
+    labels = torch.tensor([[end_id]], device=model.device)
+    return int(model.prepare_decoder_input_ids_from_labels(labels)[0, 0])

@@ -17,6 +17,20 @@ DEFAULT_MAX_LENGTH = 1024
 POSITION_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 """How configs call the longest sequence they are made for."""
 
+ENCODER_DECODERS = frozenset(
+    ["t5", "mt5", "umt5", "longt5", "switch_transformers", "t5gemma", "t5gemma2", "bart", "mbart", "plbart", "led"]
+    + ["bigbird_pegasus", "blenderbot", "blenderbot-small", "encoder-decoder", "fsmt", "m2m_100", "marian", "mvp"]
+    + ["nllb-moe", "pegasus", "pegasus_x", "prophetnet", "rnn_seq2seq"]
+)
+"""Architectures with an encoder and a text decoder: those of transformers' AutoModelForSeq2SeqLM, and our own. A table,
+because asking transformers imports torch."""
+AFTER_PADDING = frozenset(
+    ["camembert", "data2vec-text", "esm", "ibert", "jina-embeddings-v3", "layoutlmv3", "lilt", "longformer", "luke"]
+    + ["markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"]
+)
+"""Architectures whose positions begin after the padding token's id (`create_position_ids_from_input_ids`)."""
+ROBERTA_PAD = 1
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -85,17 +99,41 @@ def read_config(source: ModelSource) -> dict[str, Any]:
     return _read_json(file)
 
 
+def config_of(section: ModelSection) -> dict[str, Any]:
+    """The model's config as it is written: config.json of its directory, or the recipe's own. Raises ModelError."""
+    if section.name_or_path is not None:
+        return read_config(locate(section.name_or_path, revision=section.revision))
+    return section.config or {}
+
+
+def model_type(section: ModelSection) -> str | None:
+    """The architecture's name in transformers; None where nothing says it."""
+    found = config_of(section).get("model_type")
+    return found if isinstance(found, str) else None
+
+
+def is_encoder_decoder(section: ModelSection) -> bool:
+    """Whether the model has an encoder and a decoder. False where that is not known: loading it will say more."""
+    config = config_of(section)
+    given = config.get("is_encoder_decoder")
+    return bool(given) if isinstance(given, bool) else config.get("model_type") in ENCODER_DECODERS
+
+
 def model_limit(recipe: Recipe) -> int | None:
     """Longest sequence (tokens) that the recipe's model is made for; None where it has no limit or follows the data."""
-    section = recipe.model
-    if section.name_or_path is not None:
-        config: dict[str, Any] = read_config(locate(section.name_or_path, revision=section.revision))
-    else:
-        config = section.config or {}
+    config = config_of(recipe.model)
     config = config.get("text_config", config)
     limits = [config[key] for key in POSITION_KEYS if isinstance(config.get(key), int)]
-    # OPT's table has 2 rows more than positions and says the positions; RoBERTa-like tables are encoder-only
-    return min(limits) if limits else None
+    if not limits:
+        return None
+    # OPT's table has 2 rows more than positions and says the positions; RoBERTa's kin say the rows of their table
+    return min(limits) - (padding_rows(config) if config.get("model_type") in AFTER_PADDING else 0)
+
+
+def padding_rows(config: dict[str, Any]) -> int:
+    """Rows of a position table before the first token's, where positions count from the padding's id on."""
+    pad = config.get("pad_token_id", ROBERTA_PAD)
+    return (pad if isinstance(pad, int) else ROBERTA_PAD) + 1
 
 
 def max_length(recipe: Recipe) -> int:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from llmkit.errors import RecipeError
 from llmkit.evaluate.conditions import parse_condition
-from llmkit.metrics.table import TASK_METRICS
+from llmkit.metrics.table import GENERATED_METRICS, TASK_METRICS
 from llmkit.recipe.later import Problem
 from llmkit.recipe.paths import is_local
 from llmkit.recipe.sections import Recipe, SourceSection
@@ -41,7 +41,7 @@ READ_BY_PEFT = {
 
 WRITERS = ("causal_lm", "instruction", "span_corruption", "denoising", "translation", "summarization")
 READ_BY_TASK: dict[str, tuple[str, ...]] = {
-    "training.label_smoothing_factor": (*WRITERS, *LABELLED, "question_answering"),
+    "training.label_smoothing_factor": (*WRITERS, *LABELLED, "question_answering", "masked_lm"),
     "training.neftune_noise_alpha": (*WRITERS, *LABELLED, "question_answering", "masked_lm"),
     "data.augment": LABELLED,
 }
@@ -294,7 +294,16 @@ def _evaluation(recipe: Recipe) -> Iterator[Problem]:
             yield Problem("checkpoint.save_best", best)
         if is_set(evaluation, "eval_steps"):
             yield Problem("evaluation.eval_steps", best)
+    if is_set(evaluation, "predict_with_generate") and recipe.task.type not in GENERATED_METRICS:
+        message = f"the task {recipe.task.type} is not scored by what a model writes and would ignore it"
+        yield Problem("evaluation.predict_with_generate", message)
     metric = evaluation.metric_for_best_model
+    if evaluation.predict_with_generate is False:
+        asked = {"metrics": evaluation.metrics or (), "fail_if": evaluation.fail_if, "metric_for_best_model": [metric]}
+        for key, names in asked.items():
+            for name in GENERATED_METRICS.get(recipe.task.type, ()):
+                if name in names:
+                    yield Problem(f"evaluation.{key}", f"{name} needs predict_with_generate, which is false")
     if metric is not None and metric.removeprefix("eval_") not in known:
         yield Problem("evaluation.metric_for_best_model", f"unknown metric {metric}; {nearest(metric, known)}")
     elif metric is not None and not recipe.checkpoint.save_best and training.early_stopping_patience is None:

@@ -23,21 +23,15 @@ NAMES = frozenset(
 
 PENDING = frozenset(
     {
-        "masked_lm",
         "replaced_token_detection",
-        "span_corruption",
-        "denoising",
         "sequence_classification",
         "token_classification",
         "question_answering",
-        "translation",
-        "summarization",
-        "preference",
     }
 )
 """Task types that have a section and no task yet."""
 
-ARCHITECTURES = frozenset({"rnn_seq2seq", "rnn_lm", "text_cnn", "rnn_encoder", "ngram"})
+ARCHITECTURES = frozenset({"ngram"})
 
 
 @dataclass(frozen=True)
@@ -67,10 +61,8 @@ def _is_set(value: Any) -> bool:
 
 LATER = (
     Later("model.probe", _is_set),
-    Later("tokenizer.train.algorithm", _in("word", "char"), "bpe, wordpiece and unigram are"),
     Later("training.max_memory", _is_set, "per_device_train_batch_size bounds memory"),
     Later("distributed.strategy", _in("fsdp", "hybrid"), "ddp is"),
-    Later("evaluation.predict_with_generate", bool),
     Later("evaluation.interpolate", _is_set),
     Later("evaluation.suites"),
     Later("evaluation.baselines"),

@@ -22,7 +22,7 @@ from llmkit.recipe.sections import (
     TokenizerSection,
     TrainingSection,
 )
-from llmkit.recipe.tasks import COMMAND_OF_TASK, OVERFLOW
+from llmkit.recipe.tasks import COMMAND_OF_TASK, OVERFLOW, PREFERENCE_BETA, Preference, TaskSection
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -56,6 +56,7 @@ def resolve(recipe: Recipe) -> Recipe:
     return recipe.model_copy(
         update={
             "output_dir": absolute_path(recipe.output_dir),
+            "task": _task(recipe.task),
             "model": _model(recipe.model),
             "tokenizer": _tokenizer(recipe.tokenizer),
             "peft": _peft(recipe.peft),
@@ -75,6 +76,12 @@ def _update(section: S, values: dict[str, Any]) -> S:
     """A copy with those `values` that differ, so that what was not set stays not set."""
     changed = {name: value for name, value in values.items() if getattr(section, name) != value}
     return section.model_copy(update=changed) if changed else section
+
+
+def _task(section: TaskSection) -> TaskSection:
+    if isinstance(section, Preference):
+        return _update(section, {"beta": section.beta or PREFERENCE_BETA[section.loss]})
+    return section
 
 
 def _model(section: ModelSection) -> ModelSection:

@@ -109,6 +109,12 @@ class Preference(_Task):
     beta: Annotated[float, Field(gt=0.0)] | None = None
 
 
+PREFERENCE_BETA = {"dpo": 0.1, "ipo": 0.1, "orpo": 0.1, "simpo": 2.0, "kto": 0.1}
+"""`beta` where the recipe gives none: the papers' values."""
+
+NEEDS_REFERENCE = ("dpo", "ipo", "kto")
+"""Preference losses that compare with the model that training started from."""
+
 TaskSection = Annotated[
     CausalLM
     | MaskedLM

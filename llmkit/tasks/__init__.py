@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmkit.data.rolespecs import INSTRUCTION, TEXT, RoleSpec
+from llmkit.data.rolespecs import INSTRUCTION, PAIRS, TEXT, RoleSpec
 from llmkit.models.source import max_length
-from llmkit.recipe.sections import Recipe
+from llmkit.recipe.sections import ModelSection, Recipe
 from llmkit.recipe.tasks import TaskSection
-from llmkit.tasks import causal_lm, instruction
+from llmkit.tasks import causal_lm, corruption, instruction, masked_lm, pairs, preference
 from llmkit.tasks.base import Encoder, Task
+from llmkit.tasks.masked_text import TOKENS
 from llmkit.tasks.network import NetworkSpec
 
 if TYPE_CHECKING:
@@ -59,8 +60,27 @@ class TaskKind:
 TASKS: dict[str, TaskKind] = {
     "causal_lm": TaskKind(lambda _: TEXT, causal_lm.build, causal_lm.added_tokens),
     "instruction": TaskKind(
-        lambda _: INSTRUCTION, instruction.build, instruction.added_tokens, template=instruction.template_text
+        lambda _: INSTRUCTION,
+        instruction.build,
+        instruction.added_tokens,
+        named=pairs.named_tokens,
+        template=instruction.template_text,
     ),
+    "preference": TaskKind(
+        preference.roles, preference.build, instruction.added_tokens, template=instruction.template_text
+    ),
+    "span_corruption": TaskKind(
+        lambda _: TEXT,
+        corruption.build_span_corruption,
+        corruption.sentinel_tokens,
+        named=lambda _: corruption.PADDING,
+    ),
+    "denoising": TaskKind(
+        lambda _: TEXT, corruption.build_denoising, named=lambda _: corruption.PADDING | corruption.MASK
+    ),
+    "translation": TaskKind(lambda _: PAIRS, pairs.build, named=pairs.named_tokens),
+    "summarization": TaskKind(lambda _: PAIRS, pairs.build, named=pairs.named_tokens),
+    "masked_lm": TaskKind(lambda _: TEXT, masked_lm.build, named=lambda _: TOKENS),
 }
 
 
@@ -69,11 +89,20 @@ def role_spec(section: TaskSection) -> RoleSpec:
     return TASKS[section.type].roles(section)
 
 
-def build_task(recipe: Recipe, tokenizer_dir: Path, *, allow_remote_code: bool = False, trained: bool = False) -> Task:
+def build_task(
+    recipe: Recipe,
+    tokenizer_dir: Path,
+    *,
+    allow_remote_code: bool = False,
+    trained: bool = False,
+    start: ModelSection | None = None,
+    trial: bool = False,
+) -> Task:
     """The recipe's task on a complete tokenizer (see `complete_tokenizer`). Raises RecipeError, ModelError.
 
     allow_remote_code: the command line had --trust-remote-code. trained: `model.name_or_path` is a finished run's model
-    (`evaluate`), which brings its own head and labels.
+    (`evaluate`), which brings its own head and labels; start: the section that its run started from. trial: see
+    NetworkSpec.
     """
     network = NetworkSpec(
         model=recipe.model,
@@ -85,6 +114,8 @@ def build_task(recipe: Recipe, tokenizer_dir: Path, *, allow_remote_code: bool =
         allow_remote_code=allow_remote_code,
         trained=trained,
         label_smoothing=recipe.training.label_smoothing_factor or 0.0,
+        start=start,
+        trial=trial,
     )
     return TASKS[recipe.task.type].build(recipe, network)
 
@@ -110,21 +141,26 @@ def complete_tokenizer(recipe: Recipe, directory: Path) -> list[str]:
     `preprocess` calls it once, on the directory it is about to publish; a second call changes nothing.
     """
     from llmkit.data.tokenizer import load_tokenizer
+    from llmkit.tasks.framing import frame, keep_frame
     from llmkit.tasks.templates import own_template
 
     tokenizer = load_tokenizer(directory)
     tokens = added_tokens(recipe, tokenizer.get_vocab().__contains__, directory)
     make = TASKS[recipe.task.type].template
     template = make(recipe, directory) if make is not None else None
-    names = {name: token for name, token in named_tokens(recipe).items() if lacks(tokenizer, name)}
-    if tokens or names or (template is not None and template != own_template(directory)):
-        if tokens:
-            tokenizer.add_tokens(tokens, special_tokens=True)
-        if names:
-            tokenizer.add_special_tokens({**names})
+    named = named_tokens(recipe)
+    names = {name: token for name, token in named.items() if lacks(tokenizer, name)}
+    if tokens:
+        tokenizer.add_tokens(tokens, special_tokens=True)
+    if names:
+        tokenizer.add_special_tokens({**names})
+    framed = {"cls_token", "sep_token"} <= set(named) and frame(tokenizer, recipe.model)
+    if tokens or names or framed or (template is not None and template != own_template(directory)):
         if template is not None:
             tokenizer.chat_template = template
         tokenizer.save_pretrained(str(directory))
+        if framed:
+            keep_frame(directory)
     return [*tokens, *names.values()]
 
 

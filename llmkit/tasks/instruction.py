@@ -11,9 +11,10 @@ import numpy as np
 
 from llmkit.data.examples import Encoder, Plan, Sample
 from llmkit.data.packing import BinPlan, PaddedPlan
+from llmkit.models.source import is_encoder_decoder
 from llmkit.recipe.sections import Recipe
 from llmkit.recipe.tasks import Instruction
-from llmkit.tasks import language_model
+from llmkit.tasks import answer_pairs, language_model
 from llmkit.tasks.base import Batch, Evaluated, Prediction, Task
 from llmkit.tasks.chat import ChatFormat
 from llmkit.tasks.encoders import LOSS_MASK, InstructionEncoder
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 
 
 def build(recipe: Recipe, network: NetworkSpec) -> Task:
-    """The task of a recipe."""
+    """The task of a recipe, for the architecture of its model."""
     assert isinstance(recipe.task, Instruction)
+    if is_encoder_decoder(recipe.model):
+        return answer_pairs.build(recipe, network)
     overflow = recipe.data.overflow or "truncate"
     assert overflow != "split", "the recipe's checks refuse it"
     weights = tuple(source.weight for source in recipe.data.train)

@@ -13,7 +13,7 @@ import numpy as np
 from llmkit.data.examples import IGNORE, Sample
 from llmkit.data.tokenizer import load_tokenizer
 from llmkit.errors import ModelError
-from llmkit.models.heads import CAUSAL_LM
+from llmkit.models.heads import CAUSAL_LM, Head
 from llmkit.models.load import quiet
 from llmkit.tasks.base import Batch, Evaluated, Metric, Prediction
 from llmkit.tasks.network import NetworkSpec, build_network, export_network
@@ -27,12 +27,12 @@ UNIGRAM_TOKENS = 50_000_000
 BOOTSTRAP_SEED = 0
 
 
-def build_module(spec: NetworkSpec) -> nn.Module:
+def build_module(spec: NetworkSpec, head: Head = CAUSAL_LM) -> nn.Module:
     """A CausalLMModule in float32 on the CPU, proven causal. Raises ModelError, RecipeError."""
     from llmkit.models.isolation import probe_causal
     from llmkit.models.lm import CausalLMModule
 
-    module = CausalLMModule(build_network(spec, CAUSAL_LM), label_smoothing=spec.label_smoothing)
+    module = CausalLMModule(build_network(spec, head), label_smoothing=spec.label_smoothing)
     if not probe_causal(module):
         kind = module.inner().config.model_type
         raise ModelError(f"{kind} attends to later tokens, so it cannot learn to predict them", key="model")

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 class NetworkSpec:
     """What a network is built from; the same values give the same weights.
 
-    trained: it comes from a finished run, so its head must be there, and its labels are those in its config.
+    trained: it comes from a finished run, so its head must be there, and its labels are those in its config. start: the
+    weights that training starts (or started) from, where those are others than `model`. trial: for a dry run, which
+    computes nothing beforehand and keeps nothing.
     """
 
     model: ModelSection
@@ -31,6 +33,8 @@ class NetworkSpec:
     allow_remote_code: bool = False
     trained: bool = False
     label_smoothing: float = 0.0
+    start: ModelSection | None = None
+    trial: bool = False
 
 
 def build_network(spec: NetworkSpec, head: Head) -> nn.Module:

@@ -314,3 +314,15 @@ def test_rates_by_script(tmp_path: Path) -> None:
     assert fit["cjk"]["single_byte_rate"] < 0.02
     assert fit["cjk"]["tokens_per_character"] < 1
     assert time.monotonic() - started < 60
+
+
+def test_unknown_tokens_are_reported_by_script(tmp_path: Path) -> None:
+    """A vocabulary of 40 characters knows those of English and few of the 200 Chinese ones. Ends count as tokens."""
+    usual = [{"text": "the quick brown fox jumps over a lazy dog. " * 5} for _ in range(20)]
+    rare = [{"text": "".join(chr(0x4E00 + 10 * i + j) for j in range(10))} for i in range(20)]
+    path = write_jsonl(tmp_path / "a.jsonl", usual + rare)
+    recipe = recipe_for(tmp_path, path)
+    section = recipe.tokenizer.model_validate({"train": {"algorithm": "char", "vocab_size": 40}})
+    fit = made(recipe.model_copy(update={"tokenizer": section})).report["tokenizer"]["fit"]
+    assert fit["other"]["unknown_rate"] == 0
+    assert 0.75 < fit["cjk"]["unknown_rate"] < 10 / 12

@@ -48,7 +48,7 @@ def test_shapes_are_one(row: dict[str, Any], tmp_path: Path) -> None:
 
 def test_instruction_with_input_system_and_history() -> None:
     row = {"instruction": "Translate", "input": "好", "output": 5, "system": "Be brief", "history": [["a", "b"]]}
-    messages, tools = normalise(row, None)
+    messages, tools = normalise(row, None).values()
     assert [(one["role"], one["content"]) for one in messages] == [
         ("system", "Be brief"),
         ("user", "a"),
@@ -66,23 +66,23 @@ def test_tools_and_calls() -> None:
         "messages": [{"from": name, "value": text} for name, text in turns],
         "tools": '[{"name": "天气", "parameters": {}}]',
     }
-    messages, tools = normalise(row, None)
+    messages, tools = normalise(row, None).values()
     wanted = {"type": "function", "function": {"name": "天气", "arguments": {"city": "北京"}}}
     assert messages[1] == {"role": "assistant", "content": "", "tool_calls": [wanted]}
     assert messages[2] == {"role": "tool", "content": '{"t": 3}'}
     assert tools == [{"type": "function", "function": {"name": "天气", "parameters": {}}}]
     for none in ("", "[]", [], None):
-        assert normalise({**row, "tools": none}, None)[1] is None
+        assert normalise({**row, "tools": none}, None)["tools"] is None
     openai = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": json.loads(call)}]}
-    assert normalise({"messages": [USER, openai]}, None)[0][1]["tool_calls"] == [wanted]
+    assert normalise({"messages": [USER, openai]}, None)["messages"][1]["tool_calls"] == [wanted]
     two = [turns[0], ("gpt", "let me see"), turns[1], turns[1], *turns[2:]]
-    joined, _ = normalise({"messages": [{"from": name, "value": text} for name, text in two]}, None)
+    joined = normalise({"messages": [{"from": name, "value": text} for name, text in two]}, None)["messages"]
     assert joined[1] == {"role": "assistant", "content": "let me see", "tool_calls": [wanted, wanted]}
 
 
 def test_parts_with_reasoning() -> None:
     parts = [{"type": "reasoning", "value": "想"}, {"type": "tool_call", "value": '{"name": "f", "arguments": {}}'}]
-    messages, _ = normalise({"messages": [USER, {"role": "assistant", "content": parts}]}, None)
+    messages = normalise({"messages": [USER, {"role": "assistant", "content": parts}]}, None)["messages"]
     assert messages[1]["reasoning_content"] == "想"
     assert messages[1]["tool_calls"][0]["function"]["name"] == "f"
 
@@ -123,7 +123,7 @@ def test_orders_that_are_accepted() -> None:
         [USER, ANSWER, USER],
         [system, system, USER, ANSWER],
     ):
-        assert normalise({"messages": messages}, None)[0] == messages
+        assert normalise({"messages": messages}, None)["messages"] == messages
 
 
 def test_message_keys(tmp_path: Path) -> None:

@@ -85,6 +85,31 @@ def noise(seed: int) -> str:
     return "".join(draw.choice(draw.choice(pools)) for _ in range(draw.randrange(60)))
 
 
+@pytest.mark.parametrize(("algorithm", "cut"), [("word", None), ("word", "jieba"), ("char", None)])
+def test_words_and_characters_come_back_as_they_were(tmp_path: Path, algorithm: str, cut: str | None) -> None:
+    english = "The cat's dog didn't see 1984 well-known (old) cats, I'll say:\n\n  naïve “quotes”!\tEnd.\n"
+    chinese = "第一回　我们去公园玩，她说：“今天天气很好！”\n他有3只猫和T恤——真的。\n"
+    mixed = "他用 Python 写了hello world程序，很 好。\n"
+    texts = [english, chinese, mixed]
+    tokenizer = trained(tmp_path, algorithm, 600, texts * 3, pre_tokenizer=cut)
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == text
+    if algorithm == "word":
+        assert {"The", " dog", "'s", "园" if cut is None else "公园"} <= set(tokenizer.get_vocab())
+    else:
+        assert all(len(token) == 1 for token in tokenizer.get_vocab() if token not in (END, "<unk>"))
+
+
+@pytest.mark.parametrize(("algorithm", "cut"), [("word", None), ("word", "jieba"), ("char", None)])
+def test_one_unknown_character_or_word_hides_no_other(tmp_path: Path, algorithm: str, cut: str | None) -> None:
+    tokenizer = trained(tmp_path, algorithm, 600, ["我们去公园玩。the cat saw a dog"] * 3, pre_tokenizer=cut)
+    assert tokenizer.decode(tokenizer("我们去靐园玩。", add_special_tokens=False)["input_ids"]) == "我们去<unk>园玩。"
+    read = tokenizer.decode(tokenizer("the zebra saw a dog", add_special_tokens=False)["input_ids"])
+    assert read == ("the<unk> saw a dog" if algorithm == "word" else "the <unk>e<unk><unk>a saw a dog")
+
+
 def test_bpe_is_lossless_on_anything(tmp_path: Path) -> None:
     tokenizer = trained(tmp_path, "bpe", 1000, made(1, 60))
     texts = [noise(seed) for seed in range(2000)]

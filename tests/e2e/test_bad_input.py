@@ -34,7 +34,7 @@ def assert_one_message(err: str) -> None:
         (("output_dir: run\n", ""), "output_dir: required key is missing"),
         (("output_dir: run", "output_dir: null"), "recipe.yaml:1: output_dir: required key is missing in the recipe"),
         (("output_dir: run", "output_dir: r\0n"), "recipe.yaml:1"),
-        (("type: causal_lm", "type: causal"), "recipe.yaml:2: task.type: expected one of causal_lm, instruction"),
+        (("type: causal_lm", "type: causal"), "recipe.yaml:2: task.type: expected one of causal_lm, masked_lm"),
         ((RECIPE, "- a\n- b\n"), "recipe.yaml:1"),
         ((RECIPE, ""), "recipe.yaml"),
         (("5e-3", "&a [*a]"), "recipe.yaml:18: "),

@@ -18,6 +18,8 @@ from transformers import (
 )
 
 from llmkit.generate.engines import Prompt, TransformersEngine
+from llmkit.models.configs import RnnLmConfig
+from llmkit.models.rnn_lm import RnnLmForCausalLM
 from llmkit.recipe.sections import GenerationSection
 
 TEXTS = [
@@ -62,6 +64,8 @@ def make_model(kind: str, vocab_size: int, *, positions: int = 64) -> PreTrained
     if kind == "gpt2":
         config = GPT2Config(vocab_size=vocab_size, n_positions=positions, n_embd=32, n_layer=2, n_head=2, **ids)
         model: PreTrainedModel = GPT2LMHeadModel(config)
+    elif kind == "rnn_lm":
+        model = RnnLmForCausalLM(RnnLmConfig(vocab_size=vocab_size, hidden_size=32, **ids))
     else:
         shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
         model = LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, max_position_embeddings=positions, **shape, **ids))
@@ -70,7 +74,7 @@ def make_model(kind: str, vocab_size: int, *, positions: int = 64) -> PreTrained
     return model.double().eval()
 
 
-@pytest.fixture(scope="session", params=["gpt2", "llama"])
+@pytest.fixture(scope="session", params=["gpt2", "llama", "rnn_lm"])
 def model(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     return make_model(request.param, len(tokenizer))
 

@@ -48,7 +48,7 @@ def backward(module, samples, micro_batch: int) -> tuple[float, torch.Tensor]:
 
 
 @pytest.mark.parametrize("split_head", [True, False])
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "rnn_lm"])
 def test_loss_and_gradient_are_transformers_own(kind, split_head, monkeypatch):
     model = tiny_model(kind).double().eval()
     draw = torch.Generator().manual_seed(1)
@@ -69,12 +69,14 @@ def test_loss_and_gradient_are_transformers_own(kind, split_head, monkeypatch):
     assert (gradients(module) - their_gradient).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize(
+    ("kind", "attention"),
+    [*itertools.product(["gpt2", "llama", "qwen2"], ["eager", "sdpa"]), ("rnn_lm", None)],
+)
 def test_packed_documents_are_each_document_alone(kind, attention):
     module = module_of(kind, attention=attention)
     # transformers' eager attention of LLaMA and Qwen2 takes its softmax in float32, whatever the weights are in
-    tolerance = 1e-10 if attention == "sdpa" or kind == "gpt2" else 1e-7
+    tolerance = 1e-7 if attention == "eager" and kind != "gpt2" else 1e-10
     split = documents(23)
     alone = PaddedPlan(split, 40, mask_stream="loss_mask")
     packed = BinPlan(split, 40, 0, (1.0,), mask_stream="loss_mask")
@@ -87,8 +89,9 @@ def test_packed_documents_are_each_document_alone(kind, attention):
         assert (gradient - packed_gradient).abs().max() < tolerance
 
 
-def test_packed_windows_are_each_piece_alone():
-    module = module_of("llama")
+@pytest.mark.parametrize("kind", ["llama", "rnn_lm"])
+def test_packed_windows_are_each_piece_alone(kind):
+    module = module_of(kind)
     split = documents(15, longest=50)
     plan = PackedPlan(split, 16, 0, (1.0,))
     samples = plan.samples(0, np.arange(plan.num_samples(0)))
@@ -104,7 +107,7 @@ def test_packed_windows_are_each_piece_alone():
     assert (gradient - alone_gradient).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "rnn_lm"])
 def test_accumulation_does_not_show(kind):
     module = module_of(kind)
     plan = BinPlan(documents(40), 30, 0, (1.0,), mask_stream="loss_mask")
@@ -118,15 +121,16 @@ def test_accumulation_does_not_show(kind):
         assert (gradient - other_gradient).abs().max() < 1e-12
 
 
-def test_padding_width_does_not_show():
-    module = module_of("gpt2")
+@pytest.mark.parametrize("kind", ["gpt2", "rnn_lm"])
+def test_padding_width_does_not_show(kind):
+    module = module_of(kind)
     samples = BinPlan(documents(12), 30, 0, (1.0,), mask_stream="loss_mask").samples(0, np.arange(3))
     narrow, wide = collate(samples, 0, None), collate(samples, 7, 45)
     assert wide["input_ids"].shape == (3, 45)
     assert abs(module(narrow)["loss"].item() - module(wide)["loss"].item()) < 1e-10
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2", "rnn_lm"])
 def test_probe_finds_isolation(kind):
     module = CausalLMModule(tiny_model(kind)).train()
     assert probe_isolation(module)
@@ -154,6 +158,7 @@ def test_probe_finds_bidirectional_attention():
 
 def test_head_is_split_only_where_it_gives_the_models_logits():
     assert CausalLMModule(tiny_model("gpt2")).split_head
+    assert CausalLMModule(tiny_model("rnn_lm")).split_head
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     config = Gemma2Config(

@@ -44,7 +44,7 @@ def hub_id(path: str) -> str:
     """org/name of `hf://org/name`, `hf://datasets/org/name` or `org/name`. Raises DataError."""
     name = path.removeprefix("hf://").removeprefix("datasets/").strip("/")
     if not _HUB_ID.fullmatch(name):
-        raise DataError("not a Hub id; expected hf://org/name", file=path)
+        raise DataError(f"{path}: not a Hub id; expected hf://org/name")
     return name
 
 
@@ -57,7 +57,7 @@ def find_files(section: SourceSection, *, text_role: bool, split: str) -> list[S
         return [_parallel(section.path)]
     paths = [section.path] if isinstance(section.path, str) else list(section.path)
     if not paths:
-        raise DataError("path: an empty list")
+        raise DataError("an empty list")
     found: dict[tuple[str, str | None, int], SourceFile] = {}
     for path in paths:
         for file in _one(path, section, text_role, split):
@@ -71,7 +71,7 @@ def _one(path: str, section: SourceSection, text_role: bool, split: str) -> list
         return [SourceFile(hub_id(path), section.split or split, 0, "hub", None)]
     if kind == "builtin":
         if path != STDLIB:
-            raise DataError(f"no such builtin corpus; there is {STDLIB}", file=path)
+            raise DataError(f"{path}: no such builtin corpus; there is {STDLIB}")
         return [SourceFile(one, None, _size(one), "stdlib", None) for one in stdlib_files()]
     path = os.path.expanduser(path)
     if Path(path).is_dir():
@@ -83,8 +83,8 @@ def _one(path: str, section: SourceSection, text_role: bool, split: str) -> list
         matches = sorted(one for one in found if Path(one).is_file() and not hidden(one))
         if matches:
             return [file for one in matches for file in _file(one, section, text_role)]
-        raise DataError(f"no file matches the pattern{_near(path)}", file=path)
-    raise DataError(f"no such file or directory{_near(path)}", file=path)
+        raise DataError(f"{path}: no file matches the pattern{_near(path)}")
+    raise DataError(f"{path}: no such file or directory{_near(path)}")
 
 
 def _size(path: str) -> int:
@@ -173,7 +173,7 @@ def _parallel(pair: ParallelPath) -> SourceFile:
     sides = []
     for path in (pair.source, pair.target):
         if not Path(path).exists():
-            raise DataError(f"no such file or directory{_near(path)}", file=path)
+            raise DataError(f"{path}: no such file or directory{_near(path)}")
         if not Path(path).is_file():
             raise DataError("format parallel takes one file a side", file=path)
         _, compression = peek_file(path)

@@ -54,20 +54,24 @@ class Unusable(Exception):
     """A row that gives no example; the argument is the reason."""
 
 
-def normalise(row: dict[str, Any], keys: MessageKeys | None) -> tuple[list[Message], list[Any] | None]:
-    """(messages, tools) of a row {role: value}; absent optional roles are None. Raises Unusable."""
+def normalise(row: dict[str, Any], keys: MessageKeys | None) -> dict[str, Any]:
+    """{messages, tools} of a row {role: value}; absent optional roles are None. Raises Unusable."""
     if "messages" in row:
         messages = conversation(row["messages"], keys)
     elif "instruction" in row:
         messages = _alpaca(row)
     else:
         messages = _pair(row["prompt"], row["completion"], keys)
-    system = row.get("system")
+    return {"messages": finished(messages, row.get("system")), "tools": tools_of(row.get("tools"))}
+
+
+def finished(messages: list[Message], system: Any) -> list[Message]:
+    """The conversation with the row's own system message, checked. Raises Unusable."""
     if isinstance(system, str) and system.strip() and not (messages and messages[0]["role"] == "system"):
-        messages.insert(0, {"role": "system", "content": system})
+        messages = [{"role": "system", "content": system}, *messages]
     messages = _joined(messages)
     check(messages)
-    return messages, tools_of(row.get("tools"))
+    return messages
 
 
 def _alpaca(row: dict[str, Any]) -> list[Message]:

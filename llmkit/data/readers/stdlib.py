@@ -47,7 +47,7 @@ def read_stdlib(reading: Reading, state: dict[str, Any] | None) -> Iterator[Chun
     except (SyntaxError, UnicodeDecodeError) as error:
         yield Chunk([], [], [], [(1, 0, f"not text in its declared encoding: {error}")], done)
         return
-    if reading.section.name is None and not reading.roles.messages:
+    if reading.section.name is None and "messages" not in reading.roles.made:
         rows: list[Any] = [{"text": text}] if text.strip() else []
         yield Chunk(rows, [1] * len(rows), [0] * len(rows), [], done)
         return
@@ -55,7 +55,7 @@ def read_stdlib(reading: Reading, state: dict[str, Any] | None) -> Iterator[Chun
     starts = [0]
     for line in text.split("\n"):
         starts.append(starts[-1] + len(line.encode()) + 1)
-    if reading.roles.messages:
+    if "messages" in reading.roles.made:
         rows = [
             {"messages": [{"role": "user", "content": head}, {"role": "assistant", "content": body}]}
             for _, head, body in pairs
