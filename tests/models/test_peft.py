@@ -202,30 +202,40 @@ def test_a_tuned_prompt_for_a_classifier(base, bases, tokenizer, tmp_path):
     assert read_config(locate(str(tmp_path)))["id2label"]["2"] == "褒"
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "bart", "t5"])
 def test_generation_with_a_tuned_prompt_is_greedy_over_its_logits(kind, bases, tokenizer, tmp_path):
     """Prompts of different length padded together, with the cache, against one token at a time without."""
     from llmkit.generate.engines import Prompt, TransformersEngine
     from llmkit.recipe.sections import GenerationSection
 
-    model = build(bases, tokenizer, kind, heads.CAUSAL_LM, type="prompt_tuning", num_virtual_tokens=3)
+    seq2seq = kind in ("bart", "t5")
+    head = heads.SEQ2SEQ_LM if seq2seq else heads.CAUSAL_LM
+    model = build(bases, tokenizer, kind, head, type="prompt_tuning", num_virtual_tokens=3)
     shake(model)
     save_adapter(model, tmp_path)
     section = ModelSection(name_or_path=str(tmp_path))
-    loaded = load_model(section, tokenizer, seed=9, max_length=24, head=heads.CAUSAL_LM).eval()
+    loaded = load_model(section, tokenizer, seed=9, max_length=24, head=head).eval()
     engine = TransformersEngine(loaded, tokenizer, GenerationSection(max_new_tokens=6), seed=0)
     prompts = [Prompt((60, 61, 62, 63, 64, 65), 0, "a"), Prompt((70, 71), 1, "b"), Prompt((80,), 2, "c")]
     texts = [completion.text for completion in engine.generate(prompts)]
-    module = CausalLMModule(loaded).eval()
+    module = (Seq2SeqModule(loaded) if seq2seq else CausalLMModule(loaded)).eval()
     for prompt, text in zip(prompts, texts, strict=True):
-        ids = list(prompt.ids)
+        given, ids = torch.tensor([prompt.ids]), [] if seq2seq else list(prompt.ids)
+        start = len(ids)
         for _ in range(6):
+            batch = {"input_ids": torch.tensor([ids])}
+            if seq2seq:  # the label that is asked for is never read
+                batch = {
+                    "input_ids": given,
+                    "attention_mask": torch.ones_like(given),
+                    "labels": torch.tensor([[*ids, 0]]),
+                }
             with torch.no_grad():
-                token = int(module.logits({"input_ids": torch.tensor([ids])})[0, -1].argmax())
+                token = int(module.logits(batch)[0, -1].argmax())
             if token == tokenizer.eos_token_id:
                 break
             ids.append(token)
-        assert text == tokenizer.decode(ids[len(prompt.ids) :], skip_special_tokens=True)
+        assert text == tokenizer.decode(ids[start:], skip_special_tokens=True)
 
 
 @pytest.mark.parametrize(
