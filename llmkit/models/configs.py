@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
+from llmkit.models.ngram_config import NgramConfig
+
 
 def _check_sizes(config: Any, *names: str) -> None:
     """Raises ValueError for a size below one, a dropout outside [0, 1), or an odd width that two directions share."""
@@ -130,4 +132,10 @@ class TextCnnConfig(PreTrainedConfig):
             raise ValueError(f"filter_widths must be a list of positive widths, got {list(self.filter_widths)}")
 
 
-CONFIGS: tuple[type[PreTrainedConfig], ...] = (RnnLmConfig, RnnSeq2SeqConfig, RnnEncoderConfig, TextCnnConfig)
+CONFIGS: tuple[type[PreTrainedConfig], ...] = (
+    RnnLmConfig,
+    RnnSeq2SeqConfig,
+    RnnEncoderConfig,
+    TextCnnConfig,
+    NgramConfig,
+)

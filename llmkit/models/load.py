@@ -89,9 +89,6 @@ def load_model(
     """
     import torch
 
-    from llmkit.models.ngram import register
-
-    register()
     trust = check_remote_code(section, allowed=allow_remote_code)
     dtype = dtype or torch.float32
     model: Any

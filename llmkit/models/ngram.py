@@ -205,11 +205,3 @@ class NgramForCausalLM(PreTrainedModel, GenerationMixin):
                 words.scatter_reduce_(0, owner[is_top], keys[is_top] % self.config.vocab_size, "amin")
                 self._best.append((top, words))
         return self._best
-
-
-def register() -> None:
-    """Makes transformers' Auto classes know `ngram`."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    AutoConfig.register("ngram", NgramConfig, exist_ok=True)
-    AutoModelForCausalLM.register(NgramConfig, NgramForCausalLM, exist_ok=True)

@@ -18,7 +18,7 @@ AUTO_MODELS = "transformers.models.auto.modeling_auto"
 
 NETWORKS = {
     "AutoModel": ("rnn_lm.RnnLmModel", "rnn_encoder.RnnEncoderModel", "text_cnn.TextCnnModel"),
-    "AutoModelForCausalLM": ("rnn_lm.RnnLmForCausalLM",),
+    "AutoModelForCausalLM": ("rnn_lm.RnnLmForCausalLM", "ngram.NgramForCausalLM"),
     "AutoModelForSeq2SeqLM": ("rnn_seq2seq.RnnForSeq2SeqLM",),
     "AutoModelForSequenceClassification": (
         "rnn_encoder.RnnForSequenceClassification",

@@ -5,24 +5,15 @@ Each rule is a generator of problems; `problems` runs them all, so that a user s
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pydantic import BaseModel
-
-from llmkit.errors import RecipeError
-from llmkit.evaluate.conditions import parse_condition
-from llmkit.metrics.table import GENERATED_METRICS, TASK_METRICS
-from llmkit.recipe import counting, probing
-from llmkit.recipe.later import Problem
+from llmkit.recipe import check_evaluation, counting, probing
 from llmkit.recipe.paths import is_local
+from llmkit.recipe.rules import Problem, is_set
 from llmkit.recipe.sections import Recipe, SourceSection
-from llmkit.recipe.tasks import BASELINES, CHATS, COMMAND_OF_TASK, LABELLED, OVERFLOW
-
-TRACKERS = ("tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab")
-"""What Accelerate 1.15 knows (`accelerate.utils.LoggerType`)."""
+from llmkit.recipe.tasks import CHATS, COMMAND_OF_TASK, LABELLED, OVERFLOW
 
 IGNORED_BY_OPTIMIZER = {
     "adafactor": ("adam_beta1", "adam_beta2", "adam_epsilon"),
@@ -94,21 +85,10 @@ def problems(recipe: Recipe, context: Context) -> Iterator[Problem]:
     yield from _length_of_run(recipe)
     yield from _batch(recipe, context)
     yield from _optimizer(recipe)
-    yield from _evaluation(recipe)
-    yield from _baselines(recipe)
+    yield from check_evaluation.problems(recipe)
     yield from _generation(recipe)
     yield from counting.problems(recipe)
     yield from probing.problems(recipe)
-
-
-def is_set(section: BaseModel, name: str) -> bool:
-    """The recipe gives this key a value; null counts as not set."""
-    return name in section.model_fields_set and getattr(section, name) is not None
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
 
 
 def _command(recipe: Recipe, context: Context) -> Iterator[Problem]:
@@ -290,59 +270,6 @@ def _optimizer(recipe: Recipe) -> Iterator[Problem]:
     for name in IGNORED_BY_OPTIMIZER.get(training.optim or "", ()):
         if is_set(training, name):
             yield Problem(f"training.{name}", f"the optimiser {training.optim} would ignore it")
-
-
-def _evaluation(recipe: Recipe) -> Iterator[Problem]:
-    evaluation, training = recipe.evaluation, recipe.training
-    validated = bool(recipe.data.validation) or recipe.data.validation_fraction is not None
-    best = "data.validation or data.validation_fraction is needed for it"
-    known = TASK_METRICS[recipe.task.type]
-    if not validated:
-        if is_set(training, "early_stopping_patience"):
-            yield Problem("training.early_stopping_patience", best)
-        if recipe.checkpoint.save_best:
-            yield Problem("checkpoint.save_best", best)
-        if is_set(evaluation, "eval_steps"):
-            yield Problem("evaluation.eval_steps", best)
-    if is_set(evaluation, "predict_with_generate") and recipe.task.type not in GENERATED_METRICS:
-        message = f"the task {recipe.task.type} is not scored by what a model writes and would ignore it"
-        yield Problem("evaluation.predict_with_generate", message)
-    metric = evaluation.metric_for_best_model
-    if evaluation.predict_with_generate is False:
-        asked = {"metrics": evaluation.metrics or (), "fail_if": evaluation.fail_if, "metric_for_best_model": [metric]}
-        for key, names in asked.items():
-            for name in GENERATED_METRICS.get(recipe.task.type, ()):
-                if name in names:
-                    yield Problem(f"evaluation.{key}", f"{name} needs predict_with_generate, which is false")
-    if metric is not None and metric.removeprefix("eval_") not in known:
-        yield Problem("evaluation.metric_for_best_model", f"unknown metric {metric}; {nearest(metric, known)}")
-    elif metric is not None and not recipe.checkpoint.save_best and training.early_stopping_patience is None:
-        yield Problem(
-            "evaluation.metric_for_best_model", "only checkpoint.save_best and training.early_stopping_patience read it"
-        )
-    for index, name in enumerate(evaluation.metrics or ()):
-        if name not in known:
-            yield Problem(f"evaluation.metrics.{index}", f"unknown metric {name}; {nearest(name, known)}")
-    for name, condition in evaluation.fail_if.items():
-        if name not in known:
-            yield Problem(f"evaluation.fail_if.{name}", f"unknown metric of {recipe.task.type}; {nearest(name, known)}")
-            continue
-        try:
-            parse_condition(name, condition)
-        except RecipeError as error:
-            yield Problem(f"evaluation.fail_if.{name}", error.message)
-    for index, name in enumerate(recipe.logging.report_to):
-        if name not in TRACKERS:
-            yield Problem(f"logging.report_to.{index}", f"unknown tracker {name}; {nearest(name, TRACKERS)}")
-
-
-def _baselines(recipe: Recipe) -> Iterator[Problem]:
-    task = recipe.task.type
-    fitting = [name for name, tasks in BASELINES.items() if task in tasks]
-    for index, name in enumerate(recipe.evaluation.baselines):
-        if name not in fitting:
-            those = f"those that do are {', '.join(fitting)}" if fitting else "none does"
-            yield Problem(f"evaluation.baselines.{index}", f"{name} does not apply to {task}; {those}")
 
 
 def _generation(recipe: Recipe) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
-from llmkit.recipe.later import Problem
+from llmkit.recipe.rules import Problem
 from llmkit.recipe.sections import Recipe
 from llmkit.recipe.tasks import CausalLM
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from llmkit.recipe.rules import Problem
 from llmkit.recipe.sections import Recipe
 
 NAMES = frozenset(
@@ -20,14 +21,6 @@ NAMES = frozenset(
     }
 )
 """Cleaning steps to come."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A rule that a recipe breaks, at a dotted key."""
-
-    key: str
-    message: str
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llmkit.recipe.later import Problem
+from llmkit.recipe.rules import Problem
 from llmkit.recipe.sections import Recipe
 
 WHY = "a probe is fitted on frozen features, without steps, and would ignore it"

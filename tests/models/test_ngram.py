@@ -14,7 +14,6 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from llmkit.errors import EnvironmentFailure
-from llmkit.models import ngram
 from llmkit.models.lm import CausalLMModule
 from llmkit.models.ngram import NgramForCausalLM
 from llmkit.models.ngram_config import NgramConfig
@@ -186,7 +185,6 @@ def test_labels_that_are_ignored_cost_nothing(toy: NgramForCausalLM) -> None:
 
 
 def test_transformers_loads_it_scores_it_and_generates(toy: NgramForCausalLM, tmp_path: Path) -> None:
-    ngram.register()
     toy.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == ["model.safetensors"]
     for dtype in (torch.float32, torch.bfloat16):

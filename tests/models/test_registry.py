@@ -57,7 +57,7 @@ def test_every_network_is_built_by_its_auto_class():
             config = transformers.CONFIG_MAPPING[model_type](vocab_size=20, hidden_size=8)
             model = getattr(transformers, auto_class).from_config(config)
             assert type(model).__name__ == path.split(".")[1]
-            assert model.get_input_embeddings().weight.shape == (20, 8)
+            assert model.get_input_embeddings().weight.shape[0] == 20
             assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 

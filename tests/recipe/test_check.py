@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from llmkit.errors import RecipeError
-from llmkit.recipe.check import TRACKERS, secret_kind
+from llmkit.recipe.check import secret_kind
+from llmkit.recipe.check_evaluation import TRACKERS
 from llmkit.recipe.load import load_recipe
 
 PRETRAIN = """\
