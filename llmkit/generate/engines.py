@@ -25,7 +25,9 @@ from transformers import (
 from llmkit.errors import DataError
 from llmkit.generate.sampling import row_uniforms, sampling_processors
 from llmkit.generate.stopping import FinishReason, StopStrings, find_ending
+from llmkit.models.peft import prompt_inputs
 from llmkit.models.seq2seq import decoder_start
+from llmkit.models.wrapping import base_of, prompt_length
 from llmkit.recipe.sections import GenerationSection
 
 CPU_BATCH_SIZE, DEVICE_BATCH_SIZE = 16, 64
@@ -77,7 +79,8 @@ class TransformersEngine:
         self.section = section
         self.seed = seed if section.seed is None else section.seed
         self.eos_ids = list(dict.fromkeys([*stop_ids(model, tokenizer), *more_stop_ids]))
-        self.limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.limit = None if limit is None else limit - prompt_length(model)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self.eos_ids), 0)
         self.pad_id = int(pad)
         # `generate` fills what a call leaves open from here: only the recipe's settings may count, beside how the model
@@ -86,12 +89,13 @@ class TransformersEngine:
         if model.config.is_encoder_decoder:
             self.start_id = decoder_start(model, self.eos_ids[0] if self.eos_ids else self.pad_id)
         self.forced_bos_id = getattr(model.generation_config, "forced_bos_token_id", None)
-        model.generation_config = GenerationConfig(
-            eos_token_id=self.eos_ids or None,
-            pad_token_id=self.pad_id,
-            decoder_start_token_id=self.start_id,
-            forced_bos_token_id=self.forced_bos_id,
-        )
+        for part in (model, base_of(model)):  # an adapter's wrapper has its own
+            part.generation_config = GenerationConfig(
+                eos_token_id=self.eos_ids or None,
+                pad_token_id=self.pad_id,
+                decoder_start_token_id=self.start_id,
+                forced_bos_token_id=self.forced_bos_id,
+            )
 
     @property
     def batch_size(self) -> int:
@@ -201,6 +205,11 @@ class TransformersEngine:
             place = slice(length) if self.start_id is not None else slice(width - length, width)
             ids[line, place] = torch.tensor(prompt.ids)
             mask[line, place] = 1
+        model: Any = self.model
+        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        if prompt_length(model) and self.start_id is None:
+            model, inputs = base_of(model), prompt_inputs(model, **inputs)
+            width = inputs["input_ids"].shape[1]
         begun = width if self.start_id is None else 1
         processors, native = LogitsProcessorList(), section.num_beams > 1
         if section.do_sample and not native:
@@ -209,9 +218,8 @@ class TransformersEngine:
         stops = StoppingCriteriaList()
         if section.stop_strings:
             stops.append(StopStrings(self.tokenizer, section.stop_strings, begun))
-        output = self.model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
+        output = model.generate(
+            **inputs,
             generation_config=self._config(allowance),
             logits_processor=processors,
             stopping_criteria=stops,

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from llmkit.data.examples import IGNORE
+from llmkit.models.wrapping import base_of, prompt_length
 
 SPARSE_BELOW = 0.9
 """Share of supervised positions under which gathering them costs less than computing the head everywhere."""
@@ -22,29 +23,34 @@ SCORE_CHUNK = 2**25
 
 
 class CausalLMModule(nn.Module):
-    """`forward(batch) -> {"loss": sum of -log p(label) over labels that are not IGNORE}`, in float32 at least."""
+    """`forward(batch) -> {"loss": sum of -log p(label) over labels that are not IGNORE}`, in float32 at least.
 
-    def __init__(self, model: nn.Module, *, split_head: bool | None = None):
+    label_smoothing: in training alone (arXiv:1512.00567, as torch's cross_entropy and transformers' LabelSmoother).
+    """
+
+    def __init__(self, model: nn.Module, *, split_head: bool | None = None, label_smoothing: float = 0.0):
         super().__init__()
         self.model = model
+        self.label_smoothing = label_smoothing
+        self.prompt_length = prompt_length(model)
         self.split_head = probe_split_head(self) if split_head is None else split_head
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """batch: input_ids (B, T), labels (B, T) shifted, position_ids (B, T) where documents are packed."""
         labels = batch["labels"]
+        smoothing = self.label_smoothing if self.training else 0.0
         if not self.split_head:
-            return {"loss": _loss_sum(self.logits(batch).flatten(0, 1), labels.flatten())}
+            return {"loss": _loss_sum(self.logits(batch).flatten(0, 1), labels.flatten(), smoothing)}
         hidden, labels = self.hidden(batch).flatten(0, 1), labels.flatten()
         if not torch.compiler.is_compiling():
             keep = labels != IGNORE
             if int(keep.sum()) < SPARSE_BELOW * labels.numel():
                 hidden, labels = hidden[keep], labels[keep]
-        return {"loss": _loss_sum(self.head(hidden), labels)}
+        return {"loss": _loss_sum(self.head(hidden), labels, smoothing)}
 
     def inner(self) -> Any:
         """The transformers model itself, adapters inside it included."""
-        get_base_model = getattr(self.model, "get_base_model", None)
-        return get_base_model() if get_base_model is not None else self.model
+        return base_of(self.model)
 
     def hidden(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """(B, T, H) what the head reads."""
@@ -56,9 +62,10 @@ class CausalLMModule(nn.Module):
         return logits
 
     def logits(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """(B, T, V) by the model's own forward."""
-        logits: torch.Tensor = self.inner()(**_inputs(batch)).logits
-        return logits
+        """(B, T, V) by the model's own forward; positions of a tuned prompt, before the text, are cut off."""
+        model = self.model if self.prompt_length else self.inner()
+        logits: torch.Tensor = model(**_inputs(batch)).logits
+        return logits[:, self.prompt_length :]
 
     @torch.no_grad()
     def score(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,8 +105,8 @@ def _upcast(logits: torch.Tensor) -> torch.Tensor:
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
-def _loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(_upcast(logits), labels, ignore_index=IGNORE, reduction="sum")
+def _loss_sum(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+    return F.cross_entropy(_upcast(logits), labels, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing)
 
 
 def probe_batch(module: CausalLMModule, rows: int, length: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -114,6 +121,8 @@ def probe_batch(module: CausalLMModule, rows: int, length: int, seed: int = 0) -
 def probe_split_head(module: CausalLMModule) -> bool:
     """Whether body and head apart give the model's own logits (to rounding)."""
     inner = module.inner()
+    if module.prompt_length:  # peft puts the prompt before the embeddings in its own forward alone
+        return False
     if inner.get_output_embeddings() is None or inner.base_model is inner:
         return False
     training = module.training

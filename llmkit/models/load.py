@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import ModelError, RecipeError
 from llmkit.models.heads import CAUSAL_LM, Head, check_architecture, is_of_head
-from llmkit.models.peft import ADDED_ROWS
+from llmkit.models.peft import ADDED_ROWS, FRESH
 from llmkit.models.source import (
     AFTER_PADDING,
     POSITION_KEYS,
@@ -138,7 +138,7 @@ def _pretrained_config(source: ModelSource, section: ModelSection, trust: bool, 
     except Exception as error:  # OSError, ValueError, and whatever a config's own checks raise
         raise ModelError(f"{source.name}: {_first_line(error)}", key="model.name_or_path") from error
     check_architecture(config, head)
-    _set_dropout(config, section)
+    _set_dropout(config, section, head)
     for key, value in head.config.items():
         setattr(config, key, value)
     return config
@@ -168,6 +168,7 @@ def _from_pretrained(
         raise ModelError(f"{source.name}: {_first_line(error)}", key="model.name_or_path") from error
     model: PreTrainedModel = loaded[0]
     report = loaded[1]
+    setattr(model, FRESH, sorted(report["missing_keys"]))
     prefix = model.base_model_prefix
     missing = sorted(name for name in report["missing_keys"] if not (head.fresh and is_of_head(name, prefix)))
     mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"])
@@ -223,7 +224,7 @@ def _new_config(
     except Exception as error:  # each architecture checks its values in its own way
         raise RecipeError(f"{model_type}: {_first_line(error.__cause__ or error)}", key="model.config") from error
     check_architecture(config, head)
-    _set_dropout(config, section)
+    _set_dropout(config, section, head)
     return config
 
 
@@ -247,13 +248,18 @@ def _from_config(config: PreTrainedConfig, section: ModelSection, dtype: torch.d
     return model  # type: ignore[no-any-return]
 
 
-def _set_dropout(config: PreTrainedConfig, section: ModelSection) -> None:
-    """Sets every dropout of the body to `model.dropout`. Raises RecipeError where the architecture has none."""
+def _set_dropout(config: PreTrainedConfig, section: ModelSection, head: Head) -> None:
+    """Sets every dropout of the body, and of a classifier on it, to `model.dropout`. Raises RecipeError where the
+    architecture has none."""
     if section.dropout is None:
         return
     keys = [key for key, value in vars(config).items() if _DROPOUT.match(key) and isinstance(value, int | float)]
     if not keys:
         raise RecipeError(f"{config.model_type} has no dropout; leave it out", key="model.dropout")
+    if head.peft_type in ("SEQ_CLS", "TOKEN_CLS"):
+        keys += [key for key in ("classifier_dropout", "classifier_dropout_prob") if hasattr(config, key)]
+    if head.peft_type == "TOKEN_CLS":
+        keys.append("classifier_dropout")  # read where it is there; decoders fall back on 0.1, not on their config
     for key in keys:
         setattr(config, key, section.dropout)
 

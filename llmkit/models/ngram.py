@@ -68,7 +68,7 @@ class NgramForCausalLM(PreTrainedModel, GenerationMixin):
         """Order n as arrays."""
         size = self.config.vocab_size
         keys = torch.arange(size) if n == 1 else self._keys(n)
-        log_probs = self.unigrams.weight[:, 0] if n == 1 else getattr(self, f"log_probs_{n}")
+        log_probs = self.unigrams.weight[:, 0].detach() if n == 1 else getattr(self, f"log_probs_{n}")
         backoffs = self._backoffs(n) if n < self.config.order else torch.zeros(len(keys))
         return Table(keys.cpu().numpy(), log_probs.cpu().numpy(), backoffs.cpu().numpy())
 

@@ -1,4 +1,5 @@
-"""LoRA, DoRA and rsLoRA through peft: put on, merged back with proof, or saved beside a pin of the base model.
+"""Adapters through peft (LoRA, DoRA, rsLoRA, IA3, prompt tuning): put on, merged back with proof, or saved beside a
+pin of the base model.
 
 peft costs seconds to import, so it is imported where an adapter is asked for.
 """
@@ -9,7 +10,10 @@ import copy
 import difflib
 import fnmatch
 import hashlib
+import inspect
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +21,14 @@ from llmkit.errors import ModelError, RecipeError
 from llmkit.files import read_json, sha256_file, write_json
 from llmkit.models.heads import Head
 from llmkit.models.source import locate
+from llmkit.recipe.check import LORA_TYPES
 from llmkit.recipe.sections import ModelSection, PeftSection
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftConfig
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PIN_FILE = "base_model.json"
 """Beside adapter_config.json, whose keys are peft's: the base's name, commit, and hash over its weight files."""
@@ -30,45 +36,143 @@ PIN_FILE = "base_model.json"
 ADDED_ROWS = "llmkit_added_rows"
 """Attribute that the loader leaves on a model: the rows of its embeddings that pretraining did not see."""
 
+FRESH = "llmkit_fresh"
+"""Attribute that the loader leaves on a model: the tensors that its weights lacked, new from the run's seed."""
+
+LABELLED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+"""Kinds of tasks, in peft's words, whose head is new: it is trained whole and saved with the adapter."""
+
 MERGE_TOLERANCE = 1e-3
 """Largest change of a logit by merging, as a share of the largest logit (float32 rounding is about 1e-6)."""
 
 
 def add_adapter(
-    model: PreTrainedModel, section: PeftSection, *, name: str, revision: str | None, seed: int, head: Head
+    model: PreTrainedModel,
+    section: PeftSection,
+    *,
+    name: str,
+    revision: str | None,
+    seed: int,
+    head: Head,
+    max_length: int | None = None,
 ) -> nn.Module:
-    """`model` with an adapter, everything else frozen. Tokens added since pretraining get trained embeddings, which
-    only a merged model can carry. Raises RecipeError for that, and for patterns in `target_modules` that match nothing.
+    """`model` with an adapter; all else is frozen but the head of a labelled task and what pretraining left without
+    weights. Tokens added since pretraining get trained embeddings, which only a merged LoRA can carry.
+
+    max_length: of the text, in tokens; a tuned prompt comes on top. Raises RecipeError for what the type cannot do, and
+    for patterns in `target_modules` that match nothing; ModelError where the architecture does not have it.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     from llmkit.models.load import quiet, seeded
 
     added = list(getattr(model, ADDED_ROWS, range(0)))
-    if added and not section.merge:
+    lora = section.type in LORA_TYPES
+    if added and not (section.merge and lora):
         message = (
-            f"{len(added)} tokens are new to {name} (special tokens, or those of the chat template), and an unmerged "
-            "adapter cannot carry their embeddings; set peft.merge: true, or use chat_template alpaca or plain"
+            f"{len(added)} tokens are new to {name} (special tokens, or those of the chat template), and "
+            + ("an unmerged adapter" if lora else section.type)
+            + f" cannot carry their embeddings; {'set' if lora else 'use type: lora with'} peft.merge: true, or use "
+            "chat_template alpaca or plain"
         )
         raise RecipeError(message, key="peft.merge")
-    config = LoraConfig(
-        task_type=head.peft_type,
+    common = {
+        "task_type": head.peft_type,
+        "base_model_name_or_path": name,
+        "revision": revision,
+        "modules_to_save": trained_whole(model, head) or None,
+    }
+    with quiet(), seeded(seed):
+        return get_peft_model(model, _config(model, section, common, added, head, max_length))
+
+
+def _config(
+    model: Any, section: PeftSection, common: dict[str, Any], added: list[int], head: Head, max_length: int | None
+) -> PeftConfig:
+    from peft import IA3Config, LoraConfig, PromptTuningConfig
+
+    skip = common["modules_to_save"] or []
+    if section.type == "prompt_tuning":
+        _check_prompt(model.config, section.num_virtual_tokens, head, max_length)
+        return PromptTuningConfig(
+            num_virtual_tokens=section.num_virtual_tokens,
+            prompt_tuning_init="SAMPLE_VOCAB",
+            num_transformer_submodules=1,  # an encoder-decoder reads it in the encoder
+            token_dim=model.get_input_embeddings().weight.shape[1],
+            **common,
+        )
+    if section.type == "ia3":
+        targets, inputs = ia3_modules(model, section.target_modules, skip)
+        return IA3Config(target_modules=targets, feedforward_modules=inputs, **common)
+    return LoraConfig(
         r=section.r,
         lora_alpha=section.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=section.lora_dropout,
-        target_modules=target_modules(model, section.target_modules),
+        target_modules=target_modules(model, section.target_modules or "all-linear", skip),
         use_dora=section.type == "dora",
         use_rslora=section.type == "rslora",
         trainable_token_indices=added or None,
-        base_model_name_or_path=name,
-        revision=revision,
+        **common,
     )
-    with quiet(), seeded(seed):
-        return get_peft_model(model, config)
 
 
-def target_modules(model: Any, wanted: str | list[str]) -> list[str]:
-    """Full names of the linear layers that an adapter goes on; `all-linear` is all of them but the head.
+def trained_whole(model: Any, head: Head) -> list[str]:
+    """Modules that are trained and saved whole, beside the adapter: the head of a labelled task, a pooler that the
+    weights lack. Raises ModelError where a language model's head is lacking: it shares the embeddings."""
+    fresh = [name.rpartition(".")[0] for name in getattr(model, FRESH, ())]
+    if head.peft_type not in LABELLED:
+        if fresh:
+            raise ModelError(f"the weights lack {fresh[0]}, which an adapter cannot train; leave peft out", key="peft")
+        return []
+    children = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
+    chosen = [name for name in children if name != model.base_model_prefix]
+    for name in dict.fromkeys(fresh):
+        if not any(name == whole or name.startswith(whole + ".") for whole in chosen):
+            chosen.append(name)
+    return chosen
+
+
+def _check_prompt(config: PreTrainedConfig, length: int, head: Head, max_length: int | None) -> None:
+    """Raises RecipeError, ModelError where a prompt before the text does not fit or would be misread."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
+    if head.peft_type == "SEQ_CLS" and not encoder:
+        message = (
+            f"{config.model_type} classifies by a text's last token, which it finds by the ids of tokens, and a tuned "
+            "prompt has none; use lora or ia3, or an encoder"
+        )
+        raise ModelError(message, key="peft.type")
+    if head.peft_type not in ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS"):
+        raise ModelError("prompt_tuning shifts the positions that this task reads; use lora or ia3", key="peft.type")
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and max_length is not None and max_length + length > limit:
+        message = (
+            f"{length} vectors and data.max_length {max_length} are more than the model's {limit} positions; "
+            f"set data.max_length to {limit - length} or less"
+        )
+        raise RecipeError(message, key="peft.num_virtual_tokens")
+
+
+def ia3_modules(model: Any, wanted: str | list[str] | None, skip: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(layers that IA3 scales, those of them whose input it scales): keys, values and the feed-forward's last layer
+    (arXiv:2205.05638) by peft's tables, or the layers `wanted`. Raises RecipeError."""
+    from peft.utils import constants
+
+    kind = model.config.model_type
+    if wanted is None:
+        wanted = constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(kind)
+    if wanted is None:
+        message = f"the layers of {kind} that ia3 scales are not known to peft; name them: those of keys and values"
+        raise RecipeError(message, key="peft.target_modules")
+    forward = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(kind, [])
+    targets = target_modules(model, wanted, skip)
+    return targets, [name for name in targets if any(name.endswith(f".{last}") for last in forward)]
+
+
+def target_modules(model: Any, wanted: str | list[str], skip: Sequence[str] = ()) -> list[str]:
+    """Full names of the linear layers that an adapter goes on; `all-linear` is all of them but the head. Layers in the
+    modules `skip` are none: they are trained whole.
 
     Patterns are shell patterns over full names, or the last parts of names (`q_proj`). Raises RecipeError.
     """
@@ -79,7 +183,9 @@ def target_modules(model: Any, wanted: str | list[str]) -> list[str]:
     linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+        if isinstance(module, torch.nn.Linear | Conv1D)
+        and module is not head
+        and not any(name == whole or name.startswith(whole + ".") for whole in skip)
     ]
     if wanted == "all-linear":
         return linear
@@ -103,21 +209,46 @@ def merged(model: Any) -> PreTrainedModel:
     Raises ModelError where the merged logits differ: nothing is exported that answers otherwise than what was trained.
     """
     import torch
+    from peft.utils import ModulesToSaveWrapper
+
+    from llmkit.models.wrapping import base_of
 
     whole = copy.deepcopy(model).eval()
-    table = whole.get_input_embeddings().weight
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, table.shape[0], (2, 8), generator=draw).to(table.device)
+    dtype = whole.get_input_embeddings().weight.dtype
+    base = base_of(whole)
     with torch.no_grad():
-        before = whole(input_ids=ids, use_cache=False).logits.float()
+        before = _answers(base)
+        for name, part in list(base.named_modules()):  # peft's IA3 cannot unwrap a head of several layers
+            if isinstance(part, ModulesToSaveWrapper):
+                base.set_submodule(name, next(iter(part.modules_to_save.values())))
         plain = whole.merge_and_unload(safe_merge=True)
-        after = plain(input_ids=ids, use_cache=False).logits.float()
+        after = _answers(plain)
     difference = float((before - after).abs().max() / (before.abs().max() + 1e-30))
-    tolerance = MERGE_TOLERANCE if table.dtype in (torch.float32, torch.float64) else 0.05
+    tolerance = MERGE_TOLERANCE if dtype in (torch.float32, torch.float64) else 0.05
     if not difference <= tolerance:
         raise ModelError(f"merging the adapter changes the logits by {difference:.2g}; set peft.merge: false")
     plain.train(model.training)
     return plain  # type: ignore[no-any-return]
+
+
+def _answers(model: Any) -> torch.Tensor:
+    """A model's logits on random tokens, whatever its head: (..., V), (B, labels), or start and end of answers."""
+    import torch
+
+    table, eos = model.get_input_embeddings().weight, model.config.eos_token_id
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, table.shape[0], (2, 8), generator=draw)
+    if isinstance(eos, int):  # some encoder-decoders classify by it: one a text, at its end
+        ids[ids == eos] = 0 if eos else 1
+        ids[:, -1] = eos
+    inputs = {"input_ids": ids.to(table.device), "use_cache": False}
+    if model.config.is_encoder_decoder and "decoder_input_ids" in inspect.signature(model.forward).parameters:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    if "use_cache" not in inspect.signature(model.forward).parameters:
+        del inputs["use_cache"]
+    found = model(**inputs)
+    logits = [found.logits] if "logits" in found else [found.start_logits, found.end_logits]
+    return torch.cat([part.float() for part in logits])
 
 
 def save_adapter(model: Any, directory: Path) -> None:
@@ -127,6 +258,9 @@ def save_adapter(model: Any, directory: Path) -> None:
     config = read_json(path)
     source = locate(config["base_model_name_or_path"], revision=config.get("revision"))
     pin = {"name_or_path": config["base_model_name_or_path"], "revision": config.get("revision"), "sha256": None}
+    if config["task_type"] in LABELLED:  # a config.json of its own would make transformers look for a whole model
+        own = model.config.to_dict()
+        pin["config"] = {key: own[key] for key in ("id2label", "label2id", "problem_type") if own.get(key) is not None}
     if source.is_local:
         pin["sha256"] = weights_sha256(Path(source.name))
     else:
@@ -155,17 +289,50 @@ def load_adapter(
 
     config = read_json(directory / "adapter_config.json")
     name = config.get("base_model_name_or_path")
-    pin = read_json(directory / PIN_FILE)["sha256"] if (directory / PIN_FILE).exists() else None
+    pinned = read_json(directory / PIN_FILE) if (directory / PIN_FILE).exists() else {}
+    pin = pinned.get("sha256")
     if not name:
         raise ModelError(f"{directory}: adapter_config.json names no base model", key="model.name_or_path")
     source = locate(name, revision=config.get("revision"))
     if pin is not None and source.is_local and weights_sha256(Path(source.name)) != pin:
         raise ModelError(f"the weights in {source.name} are not those that the adapter {directory} was trained on")
     update = {"name_or_path": name, "revision": config.get("revision")}
+    if head.peft_type in LABELLED:  # the adapter's file holds the head
+        head = replace(head, fresh=True, config=head.config or label_keys(pinned["config"]))
     base = load_model(
         section.model_copy(update=update), tokenizer, seed=seed, max_length=max_length, dtype=dtype, head=head
     )
-    return PeftModel.from_pretrained(base, str(directory), is_trainable=True)  # type: ignore[return-value]
+    prompt = config["peft_type"] == "PROMPT_TUNING"  # which peft loads for inference alone
+    model: Any = PeftModel.from_pretrained(base, str(directory), is_trainable=not prompt)
+    for parameter_name, parameter in model.named_parameters() if prompt else ():
+        if parameter_name.startswith("prompt_encoder.") or ".modules_to_save." in parameter_name:
+            parameter.requires_grad_(True)
+    return model  # type: ignore[no-any-return]
+
+
+def prompt_inputs(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What `generate` of the base model takes instead of ids (B, T) padded on the left: a row is padding, the tuned
+    prompt, the text. (peft's own puts the prompt before the padding and drops positions, so that a text's neighbours
+    would show.) input_ids has the text's first token in the prompt's places, for whoever counts tokens."""
+    import torch
+
+    from llmkit.models.wrapping import base_of
+
+    prompt = model.get_prompt(batch_size=1)[0]
+    size, rows = len(prompt), []
+    table = base_of(model).get_input_embeddings()
+    for ids, mask in zip(input_ids, attention_mask, strict=True):
+        start = int((mask == 0).sum())
+        vectors = torch.cat([table(ids[:start]), prompt.to(table.weight.dtype), table(ids[start:])])
+        whole = torch.cat([ids[:start], ids[start : start + 1].expand(size), ids[start:]])
+        rows.append((whole, torch.cat([mask[:start], mask.new_ones(size), mask[start:]]), vectors))
+    names = ("input_ids", "attention_mask", "inputs_embeds")
+    return {name: torch.stack(parts) for name, parts in zip(names, zip(*rows, strict=True), strict=True)}
+
+
+def label_keys(stored: dict[str, Any]) -> dict[str, Any]:
+    """Keys of a config about labels, as JSON has them, with numbers for ids."""
+    return {**stored, "id2label": {int(key): name for key, name in stored["id2label"].items()}}
 
 
 def weights_sha256(directory: Path) -> str:

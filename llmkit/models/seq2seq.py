@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from llmkit.data.examples import IGNORE
+from llmkit.models.wrapping import base_of, prompt_length
 
 
 class Seq2SeqModule(nn.Module):
@@ -35,13 +36,13 @@ class Seq2SeqModule(nn.Module):
 
     def inner(self) -> Any:
         """The transformers model itself, adapters inside it included."""
-        get_base_model = getattr(self.model, "get_base_model", None)
-        return get_base_model() if get_base_model is not None else self.model
+        return base_of(self.model)
 
     def logits(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """(B, T, V) by the model's own forward."""
         inner = self.inner()
-        logits: torch.Tensor = inner(
+        model = self.model if prompt_length(self.model) else inner  # a tuned prompt stands before the source
+        logits: torch.Tensor = model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             decoder_input_ids=inner.prepare_decoder_input_ids_from_labels(batch["labels"]),

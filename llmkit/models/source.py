@@ -79,12 +79,14 @@ def check_remote_code(section: ModelSection, *, allowed: bool) -> bool:
 
 
 def read_config(source: ModelSource) -> dict[str, Any]:
-    """The model's config.json; an adapter's is its base model's. Raises ModelError."""
+    """The model's config.json; an adapter's is its base model's, with its own labels. Raises ModelError."""
     path = Path(source.name) if source.is_local else None
     if path is not None and not (path / "config.json").exists() and (path / "adapter_config.json").exists():
         base = _read_json(path / "adapter_config.json").get("base_model_name_or_path")
         if isinstance(base, str):
-            return read_config(locate(base))
+            pin = path / "base_model.json"
+            own = _read_json(pin).get("config") if pin.exists() else None
+            return {**read_config(locate(base)), **(own or {})}
     if path is None:
         from huggingface_hub import hf_hub_download
 

@@ -30,6 +30,27 @@ IGNORED_BY_OPTIMIZER = {
     "lion": ("adam_epsilon",),
 }
 
+LORA_TYPES = ("lora", "dora", "rslora")
+READ_BY_PEFT = {
+    "r": LORA_TYPES,
+    "lora_alpha": LORA_TYPES,
+    "lora_dropout": LORA_TYPES,
+    "target_modules": (*LORA_TYPES, "ia3"),
+    "num_virtual_tokens": ("prompt_tuning",),
+}
+"""Keys of `peft` that only some types read."""
+
+WRITERS = ("causal_lm", "instruction", "span_corruption", "denoising", "translation", "summarization")
+READ_BY_TASK: dict[str, tuple[str, ...]] = {
+    "training.label_smoothing_factor": (*WRITERS, *LABELLED, "question_answering", "masked_lm"),
+    "training.neftune_noise_alpha": (*WRITERS, *LABELLED, "question_answering", "masked_lm"),
+    "data.augment": LABELLED,
+}
+"""Keys that only some tasks can use; elsewhere they would be ignored, or make labels wrong."""
+
+PROMPT_TASKS = (*WRITERS, "sequence_classification")
+"""Tasks whose heads do not point at positions of the text, which a prompt's vectors would shift."""
+
 SECRETS = {
     "a Hugging Face token": r"hf_[A-Za-z0-9]{20,}",
     "an API key": r"sk-[A-Za-z0-9_-]{20,}",
@@ -68,6 +89,8 @@ def problems(recipe: Recipe, context: Context) -> Iterator[Problem]:
         for index, source in enumerate(getattr(recipe.data, split)):
             yield from _source(source, f"data.{split}.{index}", recipe.task.type)
     yield from _clean(recipe)
+    yield from _peft(recipe)
+    yield from _read_by_task(recipe)
     yield from _length_of_run(recipe)
     yield from _batch(recipe, context)
     yield from _optimizer(recipe)
@@ -128,8 +151,38 @@ def _model(recipe: Recipe, context: Context) -> Iterator[Problem]:
             )
         if not local and not COMMIT.match(model.revision or ""):
             yield Problem("model.trust_remote_code", "needs model.revision, the 40 hexadecimal digits of a commit")
-    if recipe.peft is not None and model.config is not None:
+    if model.freeze is not None and recipe.peft is not None:
+        yield Problem("model.freeze", "peft trains nothing but its adapter and a new head already; leave it out")
+
+
+def _peft(recipe: Recipe) -> Iterator[Problem]:
+    peft = recipe.peft
+    if peft is None:
+        return
+    if recipe.model.config is not None:
         yield Problem("peft", "an adapter needs pretrained weights (model.name_or_path); model.config is from scratch")
+    for name, types in READ_BY_PEFT.items():
+        if is_set(peft, name) and peft.type not in types:
+            yield Problem(f"peft.{name}", f"{peft.type} would ignore it; it belongs to {', '.join(types)}")
+    if peft.type == "prompt_tuning":
+        if peft.merge:
+            yield Problem("peft.merge", "a tuned prompt is an input, not a change of weights: it cannot be merged")
+        if recipe.task.type not in PROMPT_TASKS:
+            message = f"prompt_tuning shifts positions, and {recipe.task.type} reads them; lora and ia3 do not"
+            yield Problem("peft.type", message)
+        if recipe.training.layerwise_lr_decay is not None:
+            yield Problem("training.layerwise_lr_decay", "prompt_tuning trains no layer of the model")
+
+
+def _read_by_task(recipe: Recipe) -> Iterator[Problem]:
+    for key, tasks in READ_BY_TASK.items():
+        section, name = key.split(".")
+        if recipe.task.type not in tasks and getattr(getattr(recipe, section), name) not in (None, []):
+            yield Problem(key, f"the task {recipe.task.type} cannot use it; {', '.join(tasks)} can")
+    task = recipe.task
+    smoothed = recipe.training.label_smoothing_factor is not None
+    if smoothed and task.type == "sequence_classification" and task.problem_type in ("multi_label", "regression"):
+        yield Problem("training.label_smoothing_factor", f"{task.problem_type} has no single label to smooth")
 
 
 def _tokenizer(recipe: Recipe) -> Iterator[Problem]:

@@ -59,7 +59,8 @@ def identity(recipe: Recipe, content: Callable[[str], str] | None = None) -> Fla
         kept["training.warmup_steps"] = kept.pop("training.warmup_ratio")
     if (optim := kept.get("training.optim")) in SAME_OPTIMIZER:
         kept["training.optim"] = SAME_OPTIMIZER[optim]
-    for key in kept.keys() & {"model.name_or_path", "tokenizer.name_or_path", "tokenizer.chat_template"}:
+    named = kept.keys() & {"model.name_or_path", "tokenizer.name_or_path", "tokenizer.chat_template"}
+    for key in [*named, *(key for key in kept if key.startswith("data.augment.") and key.endswith(".path"))]:
         if Path(kept[key]).exists():
             kept[key] = content(kept[key])
     return dict(sorted(kept.items()))
@@ -87,7 +88,8 @@ def _under(key: str, prefixes: tuple[str, ...]) -> bool:
 def _is_data_path(key: str) -> bool:
     """`data.train.0.path`, `data.test.1.path.source`, and names of sources, which are names only."""
     parts = key.split(".")
-    return parts[0] == "data" and len(parts) > 3 and parts[2].isdigit() and parts[3] in ("path", "id")
+    in_source = parts[0] == "data" and len(parts) > 3 and parts[1] in ("train", "validation", "test")
+    return in_source and parts[2].isdigit() and parts[3] in ("path", "id")
 
 
 def content_of(path: str) -> str:

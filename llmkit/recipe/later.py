@@ -48,12 +48,6 @@ def _is_set(value: Any) -> bool:
 
 
 LATER = (
-    Later("model.freeze", _is_set, "peft trains a small part of the model"),
-    Later("peft.type", _in("ia3", "prompt_tuning"), "lora, dora and rslora are"),
-    Later("data.augment"),
-    Later("training.label_smoothing_factor", _is_set),
-    Later("training.neftune_noise_alpha", _is_set),
-    Later("training.layerwise_lr_decay", _is_set),
     Later("training.max_memory", _is_set, "per_device_train_batch_size bounds memory"),
     Later("distributed.strategy", _in("fsdp", "hybrid"), "ddp is"),
     Later("evaluation.suites"),

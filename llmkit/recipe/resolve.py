@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel
 
 from llmkit.recipe import counting, probing
-from llmkit.recipe.check import IGNORED_BY_OPTIMIZER
+from llmkit.recipe.check import IGNORED_BY_OPTIMIZER, LORA_TYPES
 from llmkit.recipe.nodes import resolve_scalar
 from llmkit.recipe.paths import absolute
 from llmkit.recipe.sections import (
@@ -17,6 +17,7 @@ from llmkit.recipe.sections import (
     EvaluationSection,
     ModelSection,
     ParallelPath,
+    PeftSection,
     Recipe,
     SourceSection,
     TokenizerSection,
@@ -42,7 +43,8 @@ FINETUNE = {
     "warmup": 0.03,
     "global_batch_size": 16,
 }
-ADAPTER_LEARNING_RATE = 2e-4
+ADAPTER_LEARNING_RATE = {"lora": 2e-4, "dora": 2e-4, "rslora": 2e-4, "ia3": 3e-3, "prompt_tuning": 3e-2}
+"""IA3's is its paper's (arXiv:2205.05638); both train so little that they need and bear more."""
 PREFERENCE_LEARNING_RATE = 1e-6
 MIN_LR_RATIO = 0.1
 
@@ -58,6 +60,7 @@ def resolve(recipe: Recipe) -> Recipe:
             "task": _task(recipe.task),
             "model": _model(recipe.model),
             "tokenizer": _tokenizer(recipe.tokenizer),
+            "peft": _peft(recipe.peft),
             "data": _data(recipe.data, recipe.task.type),
             "training": _training(recipe),
             "evaluation": _evaluation(recipe.evaluation),
@@ -98,10 +101,21 @@ def _tokenizer(section: TokenizerSection) -> TokenizerSection:
     return _update(section, values)
 
 
+def _peft(section: PeftSection | None) -> PeftSection | None:
+    """For the types that go on linear layers: which ones."""
+    if section is None or section.target_modules is not None or section.type not in LORA_TYPES:
+        return section
+    return section.model_copy(update={"target_modules": "all-linear"})
+
+
 def _data(section: DataSection, task: str) -> DataSection:
     values: dict[str, Any] = {
         split: [_source(source) for source in getattr(section, split)] for split in ("train", "validation", "test")
     }
+    values["augment"] = [
+        step.model_copy(update={"path": absolute_path(step.path)}) if step.step == "synonyms" else step
+        for step in section.augment
+    ]
     values["overflow"] = section.overflow or OVERFLOW[task][0]
     if section.prepared_dir is not None:
         values["prepared_dir"] = absolute_path(section.prepared_dir)
@@ -154,7 +168,7 @@ def _training(recipe: Recipe) -> TrainingSection:
 def _learning_rate(recipe: Recipe, default: float) -> float:
     if recipe.task.type == "preference":
         return PREFERENCE_LEARNING_RATE
-    return ADAPTER_LEARNING_RATE if recipe.peft is not None else default
+    return ADAPTER_LEARNING_RATE[recipe.peft.type] if recipe.peft is not None else default
 
 
 def _warmup(scheduler: object, share: object) -> object:

@@ -66,7 +66,8 @@ class PeftSection(Section):
     r: PositiveInt = 16
     lora_alpha: Positive = 32.0
     lora_dropout: Fraction = 0.05
-    target_modules: str | list[str] = "all-linear"
+    num_virtual_tokens: PositiveInt = 20
+    target_modules: str | list[str] | None = None
     merge: bool = False
 
 
@@ -151,13 +152,46 @@ CleanStep = Annotated[
 ]
 
 
+class WordDropout(Section):
+    """Each word is left out with probability `p`; one stays."""
+
+    step: Literal["word_dropout"]
+    p: Ratio = 0.1
+
+
+class Swap(Section):
+    """Two random words change places, `p` times the number of words on average (arXiv:1901.11196)."""
+
+    step: Literal["swap"]
+    p: Ratio = 0.1
+
+
+class Synonyms(Section):
+    """Each word of the table becomes another of its line with probability `p`."""
+
+    step: Literal["synonyms"]
+    path: str
+    p: Ratio = 0.1
+
+
+class SpanCutoff(Section):
+    """With probability `p` a stretch of `ratio` of the words is left out (arXiv:2009.13818)."""
+
+    step: Literal["span_cutoff"]
+    ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    p: Ratio = 0.5
+
+
+AugmentStep = Annotated[WordDropout | Swap | Synonyms | SpanCutoff, Field(discriminator="step")]
+
+
 class DataSection(Section):
     train: list[SourceSection] = []
     validation: list[SourceSection] = []
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     test: list[SourceSection] = []
     clean: list[CleanStep] = []
-    augment: list[dict[str, Any]] = []
+    augment: list[AugmentStep] = []
     on_bad_record: Literal["quarantine", "error"] = "quarantine"
     max_bad_fraction: Ratio = 0.01
     max_length: Annotated[int, Field(ge=2)] | None = None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.files import write_atomic
+from llmkit.report.overfit import OverfitWatch
 from llmkit.report.svg import Line, chart
 from llmkit.report.text import duration, escape, number
 
@@ -118,7 +119,10 @@ def _headline(run: dict[str, Any]) -> str:
 
 def _curves(path: Path) -> str:
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    watch, warnings = OverfitWatch(), []
     for event in _lines(path):
+        if (warning := watch.take(event)) is not None:
+            warnings.append(f"<p>{_text(warning)}</p>")
         step = _number(event.get("step"))
         for name in ("loss", "learning_rate", "tokens_per_second"):
             value = _number(event.get(name))
@@ -131,6 +135,7 @@ def _curves(path: Path) -> str:
     loss = [line("train", "a", "train", "loss"), line("validation", "b", "validation", "loss")]
     return (
         chart(loss, x_label="step", y_label="Loss (nats a token)")
+        + "".join(warnings)
         + chart([line("learning rate", "c", "train", "learning_rate")], x_label="step", y_label="Schedule")
         + chart([line("tokens/s", "a", "train", "tokens_per_second")], x_label="step", y_label="Speed")
     )

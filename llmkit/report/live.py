@@ -49,6 +49,9 @@ class TrainingView(Protocol):
 
     def note(self, text: str) -> None: ...
 
+    def warn(self, text: str) -> None:
+        """Something about the run that people should act on; it stays in sight."""
+
     def saved(self, path: object) -> None:
         """A checkpoint has been published at `path`."""
 
@@ -62,6 +65,8 @@ class SilentView:
     def log(self, event: Event) -> None: ...
 
     def note(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
 
     def saved(self, path: object) -> None: ...
 
@@ -133,6 +138,9 @@ class PlainView:
     def note(self, text: str) -> None:
         self.write(text)
 
+    def warn(self, text: str) -> None:
+        self.write(f"warning: {text}")
+
     def saved(self, path: object) -> None:
         self.write(f"saved {path}")
 
@@ -151,6 +159,7 @@ class LiveView:
         self.train: Event = {}
         self.validation: Event = {}
         self.last_saved = ""
+        self.warning = ""
         self.doing = "starting"
 
     @contextmanager
@@ -179,6 +188,10 @@ class LiveView:
         from rich.text import Text
 
         self.console.print(Text(escape(text)), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        self.warning = text
+        self.note(f"warning: {text}")
 
     def saved(self, path: object) -> None:
         self.last_saved = f"{path} ({time.strftime('%H:%M:%S')})"
@@ -218,6 +231,8 @@ class LiveView:
             told.append(f"at step {self.validation.get('step', 0):,}")
             for first in range(0, len(told), FACTS_A_ROW):
                 rows.add_row("" if first else "validation", Text("   ".join(told[first : first + FACTS_A_ROW])))
+        if self.warning:
+            rows.add_row("warning", Text(escape(self.warning), style="yellow", overflow="fold", no_wrap=False))
         if self.last_saved:
             rows.add_row("saved", Text(escape(self.last_saved)))
         for name, value in self.header.items():

@@ -145,6 +145,7 @@ def build_task(
         gradient_checkpointing=bool(recipe.training.gradient_checkpointing),
         allow_remote_code=allow_remote_code,
         trained=trained,
+        label_smoothing=recipe.training.label_smoothing_factor or 0.0,
         start=start,
         trial=trial,
     )

@@ -34,7 +34,7 @@ def build_module(spec: NetworkSpec, head: Head = CAUSAL_LM) -> nn.Module:
     from llmkit.models.isolation import probe_causal
     from llmkit.models.lm import CausalLMModule
 
-    module = CausalLMModule(build_network(spec, head))
+    module = CausalLMModule(build_network(spec, head), label_smoothing=spec.label_smoothing)
     if spec.model.name_or_path is not None and not spec.trained and hasattr(module.inner(), "score_labels"):
         message = "an n-gram model is counted from scratch (model.config); it cannot be trained further"
         raise ModelError(message, key="model.name_or_path")
@@ -55,7 +55,8 @@ def settle_packing(wanted: bool | None, module: nn.Module, saved: dict[str, Any]
     if wanted is None and saved is not None and "packing" in saved:
         return bool(saved["packing"])
     inner = unwrap(module, CausalLMModule)
-    isolated = probe_isolation(inner)
+    # documents of one row would share a tuned prompt, and peft ignores positions then
+    isolated = not inner.prompt_length and probe_isolation(inner)
     if wanted is True and not isolated:
         message = (
             f"{inner.inner().config.model_type} lets packed documents see each other (a probe at start shows it); "

@@ -61,7 +61,13 @@ def build_network(spec: NetworkSpec, head: Head) -> nn.Module:
         from llmkit.models.peft import add_adapter
 
         name, revision = spec.model.name_or_path, spec.model.revision
-        model = add_adapter(model, spec.peft, name=name, revision=revision, seed=spec.seed, head=head)
+        model = add_adapter(
+            model, spec.peft, name=name, revision=revision, seed=spec.seed, head=head, max_length=spec.max_length
+        )
+    if spec.model.freeze:
+        from llmkit.models.freeze import freeze
+
+        freeze(model, spec.model.freeze)
     network: nn.Module = model
     return network
 

@@ -26,6 +26,7 @@ from llmkit.recipe.sections import Recipe
 from llmkit.tasks.base import Plan, Task
 from llmkit.train import hardware, micro_batch, optim
 from llmkit.train.feed import Calendar, Feed, Layout, calendar
+from llmkit.train.noise import install_noise
 from llmkit.train.schedules import Schedule, whole_steps
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -159,6 +160,8 @@ def build(
     torch.manual_seed(recipe.seed)
     module = task.build_model().to(accelerator.device)
     task, automatic = task.settle(module, kept)
+    if recipe.training.neftune_noise_alpha:
+        install_noise(module, recipe.training.neftune_noise_alpha)
     plan = task.train_plan(prepared.splits["train"], recipe.seed)
     num_parameters = sum(p.numel() for p in module.parameters())
     choices, days = resolve_choices(
@@ -234,8 +237,13 @@ def wrap(module: nn.Module, accelerator: Accelerator, choices: Choices, may_fall
     return wrapped
 
 
-def model_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds of the module: trained parameters and persistent buffers; a frozen base is pinned."""
+def model_tensors(module: nn.Module, *, whole: bool = False) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds of the module: trained parameters and persistent buffers; a frozen base is pinned.
+
+    whole: what is frozen too, for a model from scratch, whose frozen weights are nowhere else.
+    """
+    if whole:
+        return module.state_dict()
     frozen = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
     return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
 

@@ -91,6 +91,8 @@ def execute(
     directory.update(resolved=resolved, tokens=documents.num_tokens)
     results = validate(recipe, task, module, prepared, directory, documents.num_tokens)
     results |= {f"ngrams_{n}": size for n, size in enumerate(_model(module).config.num_ngrams, 1)}
+    rows = "training" if "train_loss" in results else "validation"
+    console.note(f"loss {results['loss']:.4f} nats a token on the {rows} rows")
     console.note("writing the model")
     export.export_model(task, module, recipe, directory.path / MODEL, results)
     export.write_results(directory.path / RESULTS, results)

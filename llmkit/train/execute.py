@@ -139,6 +139,8 @@ def _open_log(session: Session, state: TrainState, stack: ExitStack) -> None:
         what = ", ".join(f"{key} was {before}, is now {after}" for key, before, after in changed)
         session.console.note(f"{what}: from here the run is equal to rounding, not to the bit")
     metricslog.cut_back(directory.path / METRICS, state.step if state.step else -1)
+    for event in metricslog.read(directory.path / METRICS):
+        session.watch.take(event)
     session.log_file = metricslog.MetricsLog(directory.path / METRICS)
     stack.callback(session.log_file.close)
     header = _header(session)

@@ -166,7 +166,7 @@ def train_step(run: Run, state: TrainState, feed: StepFeed, learning_rate: float
     if not skipped:
         for optimizer in run.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group["lr_scale"]
             optimizer.step()
         for name, value in zip(names, values, strict=True):
             state.loss_sums[name] = state.loss_sums.get(name, 0.0) + value

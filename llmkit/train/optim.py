@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from llmkit.errors import EnvironmentFailure, ModelError
 from llmkit.recipe.sections import Optimizer, TrainingSection
+from llmkit.train.layers import rate_scales
 
 NamedParameters = list[tuple[str, nn.Parameter]]
 
@@ -30,6 +31,8 @@ class Settings:
     beta2: float
     epsilon: float
     fused: bool
+    scale: Callable[[str], float]
+    """Factor of a parameter's learning rate by its name."""
 
 
 class Lion(torch.optim.Optimizer):
@@ -55,19 +58,32 @@ class Lion(torch.optim.Optimizer):
                 momentum.lerp_(parameter.grad, 1 - beta2)
 
 
+def _unscaled(name: str) -> float:
+    return 1.0
+
+
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Matrices and embeddings; a norm's weight and every bias is a vector or is named as one."""
-    return parameter.ndim >= 2 and not name.endswith("bias")
+    """Matrices and embeddings; a norm's weight and every bias is a vector or is named as one (T5's tables of relative
+    biases too)."""
+    return parameter.ndim >= 2 and not name.removesuffix(".weight").endswith("bias")
 
 
 def _groups(parameters: NamedParameters, settings: Settings) -> list[dict[str, Any]]:
-    decayed = [p for n, p in parameters if is_decayed(n, p)]
-    others = [p for n, p in parameters if not is_decayed(n, p)]
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+    """A group for each weight decay and each scale of the learning rate; the loop sets lr to rate x lr_scale."""
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for decayed in (True, False):
+        for name, parameter in parameters:
+            if is_decayed(name, parameter) is decayed:
+                groups.setdefault((decayed, settings.scale(name)), []).append(parameter)
+    return [
+        {
+            "params": members,
+            "weight_decay": settings.weight_decay if decayed else 0.0,
+            "lr": settings.learning_rate * scale,
+            "lr_scale": scale,
+        }
+        for (decayed, scale), members in groups.items()
     ]
-    return [group for group in groups if group["params"]]
 
 
 def _adamw(parameters: NamedParameters, s: Settings) -> list[torch.optim.Optimizer]:
@@ -99,7 +115,7 @@ def _muon(parameters: NamedParameters, s: Settings) -> list[torch.optim.Optimize
     if not hidden:
         raise ModelError("training.optim: muon: this model trains no hidden matrix; use adamw")
     muon = torch.optim.Muon(
-        [p for _, p in hidden],
+        _groups(hidden, s),
         lr=s.learning_rate,
         weight_decay=s.weight_decay,
         adjust_lr_fn="match_rms_adamw",  # one learning rate serves both (arXiv:2502.16982)
@@ -149,6 +165,9 @@ def build_optimizers(module: nn.Module, section: TrainingSection) -> list[torch.
         beta1=0.9 if section.adam_beta1 is None else section.adam_beta1,
         beta2=0.999 if section.adam_beta2 is None else section.adam_beta2,
         epsilon=section.adam_epsilon or 1e-8,
+        scale=rate_scales(module, section.layerwise_lr_decay).__getitem__
+        if section.layerwise_lr_decay is not None
+        else _unscaled,
         fused=all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for _, p in parameters),
     )
     return OPTIMIZERS[section.optim](parameters, settings)

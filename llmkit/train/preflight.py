@@ -76,7 +76,7 @@ def try_once(recipe: Recipe, options: Options, prepared: Prepared, scratch: Path
         seconds = longest_step(recipe, parts, accelerator)
         evaluation_seconds = validate_once(recipe, parts, prepared.splits.get("validation"), accelerator)
         tensors = {
-            "model": model_tensors(parts.module),
+            "model": model_tensors(parts.module, whole=recipe.model.config is not None),
             "optimizer": optim.state_tensors(parts.module, parts.optimizers),
         }
         started = time.perf_counter()

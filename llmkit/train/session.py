@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from llmkit.evaluate.split import evaluate_split
 from llmkit.metrics.table import METRICS
 from llmkit.recipe.sections import Recipe
 from llmkit.report.console import Console, TrainingView
+from llmkit.report.overfit import OverfitWatch
 from llmkit.signals import StopRequest
 from llmkit.train import checkpoint, hardware, optim
 from llmkit.train.build import Parts, load_model_tensors, model_tensors
@@ -46,6 +47,7 @@ class Session:
     view: TrainingView | None = None
     last_save: float = 0.0
     best_metric: str = "loss"
+    watch: OverfitWatch = field(default_factory=OverfitWatch)
 
     # --- resuming ---------------------------------------------------------------------------------------------------
 
@@ -108,8 +110,11 @@ class Session:
             event["memory_bytes"] = hardware.peak_memory(self.accelerator.device)
         assert self.log_file is not None
         self.log_file.write(event)
+        warning = self.watch.take(event)
         if self.view is not None:
             self.view.log(event)
+            if warning is not None:
+                self.view.warn(warning)
         if self.recipe.logging.report_to:
             prefix = event["split"]
             values = {f"{prefix}/{k}": v for k, v in event.items() if isinstance(v, (int, float)) and k != "step"}
@@ -179,7 +184,7 @@ class Session:
             assert self.directory is not None and self.log_file is not None
             self.log_file.sync()  # a checkpoint must not know of lines that a crash of the machine loses
             tensors = {
-                "model": model_tensors(self.parts.module),
+                "model": model_tensors(self.parts.module, whole=self.recipe.model.config is not None),
                 "optimizer": optim.state_tensors(self.parts.module, self.parts.optimizers),
             }
             protect = {state.best_step} if self.keeps_best and state.best_step is not None else set()

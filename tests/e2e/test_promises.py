@@ -276,6 +276,8 @@ class TestInstruction:
             {"peft": {"type": "lora", "r": 2, "merge": True}},
             {"peft": {"type": "rslora", "r": 2}},
             {"peft": {"type": "dora", "r": 2}},
+            {"peft": {"type": "ia3", "merge": True}},
+            {"peft": {"type": "prompt_tuning", "num_virtual_tokens": 4}, "data.max_length": 250},
         ]
         for number, kind in enumerate(kinds):
             sets = {"output_dir": f"chat{number}", "data.prepared_dir": f"p{min(number, 1)}", **kind}
@@ -294,7 +296,7 @@ class TestInstruction:
         sets = {"data.max_length": 40, "data.overflow": "error"}
         chat.run("finetune", "finetune.yaml", sets=sets).told(3, "alpaca.jsonl:", "more than max_length 40")
         sets["data.overflow"] = "split"
-        chat.run("finetune", "finetune.yaml", sets=sets).told(2, "data.overflow: a conversation cannot be split")
+        chat.run("finetune", "finetune.yaml", sets=sets).told(2, "data.overflow: a row of instruction cannot be split")
 
     def test_dry_run_shows_what_is_supervised_and_writes_nothing(self, chat: Place) -> None:
         ended = chat.run("finetune", "finetune.yaml", "--dry-run")

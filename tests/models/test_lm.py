@@ -206,3 +206,28 @@ def test_unwrap_sees_through_wrappers():
             self.module = inner
 
     assert unwrap(Wrapper(Wrapper(module)), CausalLMModule) is module
+
+
+@pytest.mark.parametrize("split_head", [True, False])
+@pytest.mark.parametrize("supervised", [1.0, 0.4])
+def test_label_smoothing_is_that_of_transformers(split_head, supervised):
+    from transformers.trainer_pt_utils import LabelSmoother
+
+    model = tiny_model("llama").double()
+    module = CausalLMModule(model, split_head=split_head, label_smoothing=0.1)
+    draw = torch.Generator().manual_seed(2)
+    ids = torch.randint(0, 64, (3, 12), generator=draw)
+    labels = ids.clone()
+    labels[torch.rand(3, 12, generator=draw) >= supervised] = IGNORE
+    count = int((labels != IGNORE).sum())
+    ours = module.train()({"input_ids": ids, "labels": labels})["loss"] / count
+    logits = model(ids).logits.detach()
+    theirs = LabelSmoother(epsilon=0.1)({"logits": logits}, labels)
+    assert float(ours.detach()) == pytest.approx(float(theirs), rel=1e-7), "it adds up in float32"
+    logs = logits.log_softmax(-1)[labels != IGNORE]
+    right = logs.gather(1, labels[labels != IGNORE][:, None]).sum()
+    formula = -(0.9 * right + 0.1 / 64 * logs.sum()) / count
+    assert float(ours.detach()) == pytest.approx(float(formula), abs=1e-12)
+    plain = CausalLMModule(model, split_head=split_head)
+    batch = {"input_ids": ids, "labels": labels}
+    assert torch.equal(module.eval()(batch)["loss"], plain.eval()(batch)["loss"]), "evaluation is not smoothed"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from llmkit.errors import EnvironmentFailure
 from llmkit.models import ngram
 from llmkit.models.lm import CausalLMModule
 from llmkit.models.ngram import NgramForCausalLM
@@ -190,6 +193,8 @@ def test_transformers_loads_it_scores_it_and_generates(toy: NgramForCausalLM, tm
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
         for name, tensor in toy.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], tensor), name
+    for n in range(1, 5):
+        np.testing.assert_array_equal(loaded.table(n).log_probs, toy.table(n).log_probs)
     ids = torch.tensor([SCORED[0]])
     loss = loaded(input_ids=ids, labels=ids).loss
     assert float(loss) == pytest.approx(np.mean(costs(toy, SCORED[0])), rel=1e-6)
@@ -231,3 +236,12 @@ def test_limits_of_pruning() -> None:
     for wrong in ({"order": 0}, {"prune": [1]}, {"prune": [0, 2, 1]}, {"order": 2, "prune": [0, 0, 1]}):
         with pytest.raises(Exception, match=r"order must|prune must"):
             NgramConfig(**wrong)
+
+
+def test_a_full_disk_is_told_before_a_page_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(EnvironmentFailure, match="No space left"):
+        fit(TRAINING, 2, len(VOCABULARY), tmp_path)

@@ -61,6 +61,35 @@ def test_the_bases_are_right(tmp_path: Path) -> None:
         (["model.revision=main"], "model.revision: only a model of the Hub has revisions"),
         (["model.trust_remote_code=true"], "needs the option --trust-remote-code too"),
         (["peft={type: lora}"], "peft: an adapter needs pretrained weights"),
+        (
+            ["model={config: null, name_or_path: a/b/c}", "tokenizer=null", "peft={type: ia3, r: 4, lora_alpha: 8}"],
+            "peft.r: ia3 would ignore it; it belongs to lora, dora, rslora",
+        ),
+        (["peft={type: prompt_tuning, target_modules: [q]}"], "peft.target_modules: prompt_tuning would ignore it"),
+        (["peft={type: lora, num_virtual_tokens: 4}"], "peft.num_virtual_tokens: lora would ignore it"),
+        (["peft={type: prompt_tuning, merge: true}"], "peft.merge: a tuned prompt is an input"),
+        (
+            ["peft={type: prompt_tuning}", "training.layerwise_lr_decay=0.9"],
+            "training.layerwise_lr_decay: prompt_tuning trains no layer",
+        ),
+        (
+            ["peft={type: prompt_tuning}", "task.type=masked_lm"],
+            "peft.type: prompt_tuning shifts positions, and masked",
+        ),
+        (["peft={type: lora}", "model.freeze=['*']"], "model.freeze: peft trains nothing but its adapter"),
+        (
+            ["training.label_smoothing_factor=0.1", "task.type=preference"],
+            "training.label_smoothing_factor: the task preference cannot use it; causal_lm,",
+        ),
+        (
+            ["training.neftune_noise_alpha=5", "task.type=replaced_token_detection"],
+            "training.neftune_noise_alpha: the task replaced_token_detection cannot use it",
+        ),
+        (["data.augment=[{step: swap}]"], "data.augment: the task causal_lm cannot use it; sequence_classification,"),
+        (
+            ["task={type: sequence_classification, problem_type: regression}", "training.label_smoothing_factor=0.1"],
+            "training.label_smoothing_factor: regression has no single label to smooth",
+        ),
         (["tokenizer.name_or_path=gpt2/x"], "tokenizer.train: tokenizer.name_or_path is given too"),
         (["tokenizer.train=null"], "a model from scratch needs tokenizer.train, or tokenizer.name_or_path"),
         (["tokenizer.tokenizer_class=BertTokenizer"], "goes with tokenizer.name_or_path"),

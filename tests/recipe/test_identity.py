@@ -166,3 +166,13 @@ def test_rates_of_the_past_decide_over_a_longer_run() -> None:
     assert not may_extend(cosine(10), cosine(20), 5)
     assert may_extend(stable_then_decay(10), stable_then_decay(20), 8)
     assert not may_extend(stable_then_decay(10), stable_then_decay(20), 10)
+
+
+def test_synonyms_count_by_content(tmp_path: Path) -> None:
+    def of(name: str, text: str) -> dict[str, Any]:
+        (tmp_path / name).write_text(text)
+        steps = [{"step": "swap"}, {"step": "synonyms", "path": str(tmp_path / name)}]
+        return identity(recipe(task={"type": "sequence_classification"}, data__augment=steps))
+
+    assert of("a.tsv", "good\tfine\n") == of("b.tsv", "good\tfine\n")
+    assert [key for key, _, _ in differences(of("a.tsv", "x\ty\n"), of("b.tsv", "x\tz\n"))] == ["data.augment.1.path"]

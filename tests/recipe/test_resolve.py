@@ -126,3 +126,23 @@ def test_the_dump_loads_back_to_the_same_recipe(tmp_path: Path, text: str, overr
     again = load(tmp_path, stored)
     assert again == resolved
     assert dump(resolve(again)) == stored
+
+
+def test_adapters_resolve_by_type(tmp_path: Path) -> None:
+    for kind, rate, modules in (("lora", 2e-4, "all-linear"), ("ia3", 3e-3, None), ("prompt_tuning", 3e-2, None)):
+        resolved = resolve(load(tmp_path, FINETUNE, f"peft={{type: {kind}}}"))
+        assert resolved.training.learning_rate == rate
+        assert resolved.peft is not None and resolved.peft.target_modules == modules
+        stored = tmp_path / "stored.yaml"
+        stored.write_text(dump(resolved), encoding="utf-8")
+        assert resolve(load_recipe(stored)) == resolved
+
+
+def test_synonyms_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = {"type": "sequence_classification"}
+    steps = [{"step": "swap", "p": 0.2}, {"step": "synonyms", "path": "words.tsv"}]
+    recipe = Recipe.model_validate({"output_dir": "x", "task": task, "data": {"augment": steps}})
+    found = resolve(recipe).data.augment
+    assert found[1].model_dump()["path"] == str(tmp_path / "words.tsv")
+    assert found[0] == recipe.data.augment[0]

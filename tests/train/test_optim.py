@@ -93,3 +93,30 @@ def test_nothing_trainable_is_an_error():
     module = model().requires_grad_(False)
     with pytest.raises(ModelError, match="no parameter"):
         optim.build_optimizers(module, section("adamw"))
+
+
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2", "modernbert", "t5", "bart", "gpt2", "llama"])
+def test_real_norms_and_biases_never_decay(kind):
+    """Against the modules themselves: everything a norm owns, everything called a bias; all matrices decay."""
+    from transformers import CONFIG_MAPPING, AutoModel
+
+    from tests.models.test_dropout import FAMILIES
+
+    keys = {"vocab_size": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if kind == "modernbert":
+        keys |= {"cls_token_id": 1, "sep_token_id": 2}
+    network = AutoModel.from_config(CONFIG_MAPPING[kind](**{**FAMILIES[kind][0], **keys}))
+    norms = {
+        id(parameter)
+        for module in network.modules()
+        if "norm" in type(module).__name__.lower()
+        for parameter in module.parameters()
+    }
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    seen = 0
+    for group in optim.build_optimizers(network, section("adamw"))[0].param_groups:
+        for parameter in group["params"]:
+            seen += 1
+            plain = id(parameter) in norms or "bias" in names[parameter]
+            assert (group["weight_decay"] == 0) is plain, names[parameter]
+    assert norms and seen == len(names)
