@@ -13,6 +13,7 @@ import numpy as np
 
 from llmkit.errors import DataError
 from llmkit.evaluate.baseline_classes import majority, tfidf_logistic_regression
+from llmkit.evaluate.baseline_copy import copy, lead
 from llmkit.evaluate.baseline_ngram import ngram
 from llmkit.evaluate.subset import choose_rows
 from llmkit.recipe.sections import EvaluationSection
@@ -47,6 +48,9 @@ BASELINES: dict[tuple[str, str], Baseline] = {
     ("majority", "sequence_classification"): _finalized(majority),
     ("tfidf_logistic_regression", "sequence_classification"): _finalized(tfidf_logistic_regression),
     ("ngram", "causal_lm"): _ngram,
+    ("copy", "translation"): _finalized(copy),
+    ("copy", "summarization"): _finalized(copy),
+    ("lead", "summarization"): _finalized(lead),
 }
 """By (name, task type)."""
 

@@ -185,7 +185,8 @@ def _interactive(engine: Any, encode: Any, recipe: Recipe, console: Console) -> 
 
     history = recipe.task.type in CHATS
     if not history:
-        console.note("this model continues text: each line is continued on its own")
+        said = "continued" if recipe.task.type in COMPLETING else "a source text, answered"
+        console.note(f"a conversation is not remembered: each line is {said} on its own")
     answered = chat(
         engine, encode, history=history, read_line=terminal_reader(), write=console.write, note=console.note
     )

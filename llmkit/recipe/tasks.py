@@ -167,6 +167,8 @@ BASELINES: dict[str, tuple[str, ...]] = {
     "majority": ("sequence_classification",),
     "tfidf_logistic_regression": ("sequence_classification",),
     "ngram": ("causal_lm",),
+    "copy": ("translation", "summarization"),
+    "lead": ("summarization",),
 }
 """The tasks that each of `evaluation.baselines` applies to; a baseline that is not here is to come."""
 

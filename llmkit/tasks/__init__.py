@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.data.rolespecs import CLASSIFICATION, INSTRUCTION, PAIRS, QUESTIONS, TAGGING, TEXT, RoleSpec
-from llmkit.models.source import max_length
+from llmkit.models.source import is_encoder_decoder, max_length
 from llmkit.recipe.sections import ModelSection, Recipe
 from llmkit.recipe.tasks import TaskSection
 from llmkit.tasks import (
@@ -26,6 +26,7 @@ from llmkit.tasks import (
 from llmkit.tasks.base import Encoder, Task
 from llmkit.tasks.masked_text import TOKENS
 from llmkit.tasks.network import NetworkSpec
+from llmkit.tasks.pair_encoder import read_frame
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -177,7 +178,7 @@ def complete_tokenizer(recipe: Recipe, directory: Path) -> list[str]:
     `preprocess` calls it once, on the directory it is about to publish; a second call changes nothing.
     """
     from llmkit.data.tokenizer import load_tokenizer
-    from llmkit.tasks.framing import frame, keep_frame
+    from llmkit.tasks.framing import close_texts, frame, keep_frame
     from llmkit.tasks.templates import own_template
 
     tokenizer = load_tokenizer(directory)
@@ -191,8 +192,9 @@ def complete_tokenizer(recipe: Recipe, directory: Path) -> list[str]:
     if names:
         tokenizer.add_special_tokens({**names})
     framed = {"cls_token", "sep_token"} <= set(named) and frame(tokenizer, recipe.model)
+    closed = is_encoder_decoder(recipe.model) and close_texts(tokenizer, list(read_frame(directory).prefix))
     spaced = TASKS[recipe.task.type].words and space_words(tokenizer)
-    if tokens or names or framed or spaced or (template is not None and template != own_template(directory)):
+    if tokens or names or framed or closed or spaced or (template is not None and template != own_template(directory)):
         if template is not None:
             tokenizer.chat_template = template
         tokenizer.save_pretrained(str(directory))

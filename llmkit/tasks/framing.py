@@ -1,4 +1,5 @@
-"""The exported tokenizer frames texts as encoders are trained on them: [CLS] a [SEP], [CLS] a [SEP] b [SEP].
+"""The exported tokenizer frames texts as encoders are trained on them: [CLS] a [SEP], [CLS] a [SEP] b [SEP]; and as
+encoder-decoders are, an end of sequence last.
 
 Tokenizers that already do (BERT's, RoBERTa's with its own way for pairs) stay as they are; others, those trained here
 among them, get such a post-processor, with type ids where the network has an embedding for them.
@@ -41,6 +42,25 @@ def is_framed(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a text comes out between the cls and sep tokens."""
     ids = tokenizer("a").input_ids
     return [ids[0], ids[-1]] == [tokenizer.cls_token_id, tokenizer.sep_token_id]
+
+
+def close_texts(tokenizer: Any, prefix: list[int]) -> bool:
+    """Makes an encoder-decoder's `tokenizer` put its end of sequence after a text, and `prefix` before it; whether
+    anything changed. A tokenizer that ends texts and begins them with something else stays as it is."""
+    from tokenizers import processors
+
+    ids = tokenizer("a").input_ids
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    if end is None or (end in ids and ids[0] != end):
+        return False
+    close = tokenizer.convert_ids_to_tokens(end)
+    before = "".join(f"{token} " for token in tokenizer.convert_ids_to_tokens(prefix))
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{before}$A {close}",
+        pair=f"{before}$A {close} $B {close}",
+        special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in [*before.split(), close]],
+    )
+    return True
 
 
 def keep_frame(directory: Path) -> None:

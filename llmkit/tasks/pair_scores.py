@@ -59,7 +59,9 @@ def summarization_scores(texts: list[str], references: list[list[str]], *, boots
         name: _metric(np.stack([row, ones]), _ratio, bootstrap=bootstrap)
         for name, row in zip(ROUGE, table, strict=True)
     }
-    rows = dict(zip(ROUGE, table.tolist(), strict=True))
+    rows: dict[str, list[Any]] = dict(zip(ROUGE, table.tolist(), strict=True))
+    # means over rows, so that two runs can be compared row by row
+    rows["sums"] = [{name: [value, 1.0] for name, value in zip(ROUGE, row, strict=True)} for row in table.T.tolist()]
     notes = ["rouge: F of rouge_score without stemming, Chinese characters as words, a line a sentence in rougeLsum"]
     return Scored(metrics, _items(texts, references, rows) if bootstrap else [], notes)
 
@@ -80,7 +82,7 @@ def _percentage(sums: Floats) -> Floats:
     return 100 * _ratio(sums)
 
 
-def _items(texts: list[str], references: list[list[str]], rows: dict[str, list[float]]) -> list[dict[str, Any]]:
+def _items(texts: list[str], references: list[list[str]], rows: dict[str, list[Any]]) -> list[dict[str, Any]]:
     return [
         {"references": own, "prediction": text, **{name: values[i] for name, values in rows.items()}}
         for i, (text, own) in enumerate(zip(texts, references, strict=True))

@@ -25,7 +25,8 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         patch.chdir(place.directory)
         ended = place.run("finetune")
         assert ended.status == 0, ended.err
-        ended = place.run("evaluate", sets={"evaluation.metrics": ["loss", "sacrebleu", "chrf", "ter"]})
+        sets = {"evaluation.metrics": ["loss", "sacrebleu", "chrf", "ter"], "evaluation.baselines": ["copy"]}
+        ended = place.run("evaluate", sets=sets)
         assert ended.status == 0, ended.err
     return place
 
@@ -39,6 +40,8 @@ def sequences(place: Place) -> list[tuple[list[int], list[int]]]:
         ids = [tokenizer(text, add_special_tokens=False).input_ids for text in ("zh: " + row["source"], target)]
         end = tokenizer.eos_token_id
         made.append((ids[0] + [end], ids[1] + [end]))
+        if "decoder_start_token_id" in (place.directory / "run/model/generation_config.json").read_text():
+            assert tokenizer("zh: " + row["source"]).input_ids == made[-1][0], "the exported tokenizer frames a source"
     return made
 
 
@@ -87,6 +90,9 @@ def test_scores_are_sacrebleu_s_over_all_references(done: Place) -> None:
     for metric in metrics.values():
         assert metric["low"] <= metric["value"] <= metric["high"]
         assert metric["n"] == 15
+    assert set(results["baselines"]["copy"]) == {"sacrebleu", "chrf", "ter"}
+    copied = CHRF().corpus_score([row["source"] for row in jsonl(done.directory / "test.jsonl")], streams).score
+    assert results["baselines"]["copy"]["chrf"]["value"] == pytest.approx(copied)
     assert any("tok:zh" in note for note in results["provenance"]["conventions"])
     assert {"row", "source", "file", "line", "hash", "loss", "sacrebleu"} <= set(items[0])
 
@@ -170,12 +176,13 @@ def test_summaries_in_two_languages(place: Place) -> None:
         "training.max_steps": 3,
         "data.test": [{"path": "en.jsonl", "id": "en"}, {"path": "zh.jsonl", "id": "zh"}],
         "data.validation": [],
-        "evaluation": {},
+        "evaluation": {"baselines": ["lead", "copy"]},
     }
     ended = place.run("finetune", sets=sets)
     assert ended.status == 0, ended.err
     ended = place.run("evaluate", "recipe.yaml", "--json", sets=sets)
     assert set(ended.json["metrics"]) == {"loss", "rouge1", "rouge2", "rougeL", "rougeLsum"}
+    assert ended.json["baselines"]["lead"]["rouge1"]["value"] > ended.json["baselines"]["copy"]["rouge1"]["value"]
     assert set(ended.json["sources"]) == {"en", "zh"}
     assert ended.json["sources"]["zh"]["metrics"]["rouge1"]["n"] == 10
 
