@@ -143,3 +143,19 @@ def test_ticks_are_round_and_enclose() -> None:
     assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
     assert ticks(2.3, 8.9)[0] <= 2.3 and ticks(2.3, 8.9)[-1] >= 8.9
     assert len(ticks(5, 5)) >= 3
+
+
+def test_a_classifier_shows_its_classes(tmp_path: Path) -> None:
+    scores = {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "gold": 4, "predicted": 2}
+    found = {
+        "metrics": {"accuracy": {"value": 0.5, "low": None, "high": None, "n": 4}},
+        "per_class": {HOSTILE: scores, "好评": scores},
+        "confusion_matrix": {"labels": [HOSTILE, "好评"], "counts": [[1, 2], [0, 1234]]},
+    }
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "results.json").write_text(json.dumps(found), encoding="utf-8")
+    page = Page()
+    page.feed(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "好评" in page.text
+    assert "1,234" in page.text
+    assert "0.3333" in page.text
