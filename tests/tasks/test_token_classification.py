@@ -27,7 +27,9 @@ BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "in
 MODELS: dict[str, dict[str, Any]] = {
     "bert": BERT,
     "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
+    "roberta": BERT,
     "modernbert": BERT,
+    "rnn_encoder": {"cell": "gru", "hidden_size": 32},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
 }
 WORDS = [["ann", "lives", "in", "newtown"], ["\u0007", "bob", "\u200b", "sat"], ["北", "京", "mat"]]
@@ -376,5 +378,6 @@ def test_loss_equals_transformers(place: Path, kind: str) -> None:
     with torch.no_grad():
         theirs = float(module.model(**inputs).loss)
         ours, padded = float(module(batch_of)["loss"]), float(module(wider)["loss"])
-    assert ours / task.counts(batch_of)["loss"] == pytest.approx(theirs, rel=1e-12)
+    rounding = 1e-6 if kind == "rnn_encoder" else 1e-12  # its own forward takes the loss in float32
+    assert ours / task.counts(batch_of)["loss"] == pytest.approx(theirs, rel=rounding)
     assert padded == pytest.approx(ours, rel=1e-12)
