@@ -17,7 +17,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 from llmkit.data.examples import Encoded, Ragged
 from llmkit.data.records import RecordBatch
 from llmkit.data.tokenizer import load_tokenizer
-from llmkit.errors import DataError
+from llmkit.errors import DataError, RecipeError
 from llmkit.tasks import space_words
 from llmkit.tasks.token_encoder import FIRST, TokenEncoder
 from tests.e2e.conftest import Place
@@ -126,6 +126,7 @@ class TestEncoder:
             ([], [], "there are no tokens"),
             (["a", 3], ["O", "O"], "not text"),
             (["a"], [None], "neither text"),
+            (["a"], [" "], "a label is empty"),
             ({"a": 1}, ["O"], "tokens is not a list"),
         ],
     )
@@ -134,6 +135,11 @@ class TestEncoder:
         found = self.encode(tmp_path, tokens=[tokens], labels=[labels])
         assert not len(found.rows)
         assert reason in found.rejected[0][1]
+
+    def test_no_room(self, tmp_path: Path) -> None:
+        wordpiece_tokenizer(tmp_path)
+        with pytest.raises(RecipeError, match=r"data\.max_length: 2 tokens leave no room"):
+            self.encode(tmp_path, max_length=2)
 
     def test_joined_texts(self, tmp_path: Path) -> None:
         wordpiece_tokenizer(tmp_path)
