@@ -62,7 +62,8 @@ class QuestionAnsweringTask:
         return self._encoder()
 
     def _encoder(self) -> QuestionEncoder:
-        return QuestionEncoder(self.network.tokenizer_dir, self.network.max_length, self.section.doc_stride)
+        fresh = self.network.model.config is not None
+        return QuestionEncoder(self.network.tokenizer_dir, self.network.max_length, self.section.doc_stride, fresh)
 
     def prepare(self, train: Split | None, validation: Split | None) -> None:
         """Whether no answer is an answer: as the trained model learnt it, else where a training question has none."""

@@ -17,7 +17,7 @@ from llmkit.data.specials import Frame, read_frame
 from llmkit.data.tokenizer import read_special_ids
 from llmkit.data.tokenizer_core import read_literal
 from llmkit.data.view import LabelAudit, Rows, Span, audit_labels, label_spans
-from llmkit.errors import ModelError
+from llmkit.errors import ModelError, RecipeError
 from llmkit.tasks.token_encoder import ragged
 
 OFFSETS = "offsets"
@@ -34,11 +34,12 @@ COUNTED = {
 @dataclass
 class QuestionEncoder:
     """Lengths in tokens; two windows share `doc_stride` tokens, half a window at most. A question that is longer than
-    half of `max_length` is cut at its end."""
+    half of `max_length` is cut at its end. framed: the tokenizer was given tokens to stand around the texts."""
 
     tokenizer_dir: Path
     max_length: int
     doc_stride: int
+    framed: bool = False
     _frame: Frame | None = field(default=None, init=False, repr=False)
 
     def identity(self) -> dict[str, Any]:
@@ -47,6 +48,7 @@ class QuestionEncoder:
             "version": 1,
             "max_length": self.max_length,
             "doc_stride": self.doc_stride,
+            "framed": self.framed,
         }
 
     def audit(self, rows: Rows) -> LabelAudit:
@@ -129,6 +131,11 @@ class _Windows:
     ) -> None:
         """One question. answer: its characters in the context, None where there is none."""
         frame, longest = self.frame, (self.max_length - self.frame.size) // 2
+        if longest < 1:
+            message = (
+                f"{self.max_length} tokens leave no room for question and context beside {frame.size} special ones"
+            )
+            raise RecipeError(message, key="data.max_length")
         record["cut"] = int(len(question) > longest)
         question = question[:longest]
         head = [*frame.before, *question, *frame.between]

@@ -15,7 +15,7 @@ from llmkit.data.records import RecordBatch
 from llmkit.data.specials import Frame, read_frame
 from llmkit.data.tokenizer_core import read_literal
 from llmkit.data.view import LabelAudit, Rows, Span, audit_labels, label_spans
-from llmkit.errors import DataError
+from llmkit.errors import DataError, RecipeError
 from llmkit.metrics.entities import broken, detect_scheme
 from llmkit.tasks.windows import records_of
 
@@ -110,6 +110,8 @@ def read_sentence(tokens: Any, labels: Any) -> tuple[list[str], list[str]]:
         raise Unusable("tokens holds something that is not text")
     if not all(isinstance(tag, str | int) and not isinstance(tag, bool) for tag in labels):
         raise Unusable("labels holds something that is neither text nor a whole number")
+    if any(not str(tag).strip() for tag in labels):
+        raise Unusable("a label is empty")
     if len(tokens) != len(labels):
         raise Unusable(f"{len(tokens)} tokens and {len(labels)} labels")
     if not tokens:
@@ -135,6 +137,10 @@ class _Windows:
     def __init__(self, frame: Frame, max_length: int):
         self.frame = frame
         self.room = max_length - frame.size
+        if self.room < 1:
+            raise RecipeError(
+                f"{max_length} tokens leave no room beside {frame.size} special ones", key="data.max_length"
+            )
         self.rows: list[int] = []
         self.ids: list[np.ndarray] = []
         self.first: list[np.ndarray] = []

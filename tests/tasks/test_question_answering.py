@@ -25,6 +25,7 @@ BERT = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "in
 MODELS: dict[str, dict[str, Any]] = {
     "bert": BERT,
     "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
+    "roberta": BERT,
     "modernbert": BERT,
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
 }
@@ -232,6 +233,23 @@ class TestTheWholeWay:
             assert kinds["no_answer"]["exact_match"] == 100 * share
             assert kinds["has_answer"]["support"] + kinds["no_answer"]["support"] == 24
 
+    def test_a_tokenizer_of_its_own(self, place: Path) -> None:
+        made = make_place(place, tokenizer={"train": {"algorithm": "bpe", "vocab_size": 320}})
+        sets = {"data.max_length": 128, "training.max_steps": 1}
+        ended = made.run("finetune", sets=sets)
+        assert ended.status == 0, ended.err
+        tokenizer = AutoTokenizer.from_pretrained(place / "run" / "model")
+        record = questions(1, 9, False)[0]
+        theirs = tokenizer(record["qas"][0]["question"], record["context"])
+        columns = {"question": [record["qas"][0]["question"]], "context": [record["context"]], "answers": [["lives"]]}
+        ours = QuestionEncoder(place / "run" / "model", 128, 4).encode(batch(**columns))
+        assert row(ours.streams["input_ids"], 0) == theirs["input_ids"]
+        assert tokenizer.convert_ids_to_tokens(theirs["input_ids"])[:: len(theirs["input_ids"]) - 1] == [
+            "[CLS]",
+            "[SEP]",
+        ]
+        assert {0, 1} == set(theirs["token_type_ids"])
+
     def test_flat_rows(self, place: Path) -> None:
         made = make_place(place)
         rows = [
@@ -270,7 +288,7 @@ def test_loss_equals_transformers(place: Path, kind: str) -> None:
     same = [sample for sample in samples if len(sample.arrays["input_ids"]) == length]  # no padding
     batch_of = task.collate(same, seed=0, step=0)
     names = ["input_ids", "attention_mask", *(["token_type_ids"] if module.token_types else [])]
-    assert module.token_types == (kind == "bert")
+    assert module.token_types == (kind in ("bert", "roberta"))  # of RoBERTa's own weights there is one type only
     inputs = {name: batch_of[name] for name in names}
     with torch.no_grad():
         theirs = float(module.model(**inputs, start_positions=batch_of["start"], end_positions=batch_of["end"]).loss)
