@@ -11,7 +11,7 @@ from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from llmkit.models.configs import RnnLmConfig
-from llmkit.models.recurrent import RecurrentCache, RecurrentPreTrainedModel, make_cells, run_cells
+from llmkit.models.recurrent import RecurrentCache, RecurrentPreTrainedModel, embed, make_cells, run_cells
 
 
 class RnnLmModel(RecurrentPreTrainedModel):
@@ -46,7 +46,7 @@ class RnnLmModel(RecurrentPreTrainedModel):
                 starts = None  # one document a row
         hidden, state = run_cells(
             self.cells,
-            self.dropout(self.embed_tokens(input_ids)),
+            self.dropout(embed(self.embed_tokens, input_ids)),
             mask=mask,
             starts=starts,
             state=None if past_key_values is None else past_key_values.states,

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils.generic import ModelOutput
 
 from llmkit.models.configs import RnnSeq2SeqConfig
-from llmkit.models.recurrent import RecurrentCache, RecurrentPreTrainedModel, State, make_cells, run_cells
+from llmkit.models.recurrent import RecurrentCache, RecurrentPreTrainedModel, State, embed, make_cells, run_cells
 
 IGNORE = -100
 """Labels that teach nothing, as everywhere in transformers."""
@@ -54,7 +54,7 @@ class RnnSeq2SeqEncoder(RecurrentPreTrainedModel):
         return_dict: bool | None = None,
     ) -> EncoderOutput:
         """input_ids, attention_mask: (B, S). The rest is what `generate` passes to every encoder."""
-        outputs, state = run_cells(self.cells, self.dropout(self.embed_tokens(input_ids)), mask=attention_mask)
+        outputs, state = run_cells(self.cells, self.dropout(embed(self.embed_tokens, input_ids)), mask=attention_mask)
         if self.config.bidirectional:  # (B, layers * 2, H / 2) -> (B, layers, H)
             state = tuple(part.unflatten(1, (-1, 2)).flatten(2) for part in state)
         return EncoderOutput(outputs, *state)
@@ -106,7 +106,7 @@ class RnnSeq2SeqModel(RecurrentPreTrainedModel):
 
         states: that of the cells and, with input feeding, h of the step before as the last part, (B, 1, H).
         """
-        inputs = self.dropout(self.encoder.embed_tokens(decoder_input_ids))
+        inputs = self.dropout(embed(self.encoder.embed_tokens, decoder_input_ids))
         values = source.last_hidden_state
         assert values is not None
         if self.attention is None or self.combine is None:
