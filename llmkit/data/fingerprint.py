@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmkit.data.labels import names_of
 from llmkit.data.sources import ResolvedSource, content_hash
 from llmkit.errors import DataError
 from llmkit.files import sha256_json
@@ -52,7 +53,7 @@ def reading_options(section: SourceSection) -> dict[str, Any]:
     options = section.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     options = {key: value for key, value in options.items() if key not in NOT_READING}
     if isinstance(section.label_names, str):
-        options["label_names"] = Path(section.label_names).read_text(encoding="utf-8").splitlines()
+        options["label_names"] = list(names_of(section) or ())
     return options
 
 

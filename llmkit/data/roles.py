@@ -9,6 +9,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
+from llmkit.data.labels import apply_names
 from llmkit.data.readers.base import Chunk, Reading
 from llmkit.data.readers.conll import DEFAULT_COLUMNS
 from llmkit.data.readers.messages import Unusable
@@ -221,6 +222,7 @@ def extract(reading: Reading, binding: Binding, chunk: Chunk) -> tuple[dict[str,
     for role in reading.roles.texts:
         if role in raw:
             _check_texts(role, raw[role], bad)
+    apply_names(reading.section, raw, bad)
     return raw, bad
 
 

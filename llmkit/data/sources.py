@@ -9,10 +9,12 @@ from __future__ import annotations
 import codecs
 import difflib
 import hashlib
+import os
 import platform
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from llmkit.data import roles as role_tools
@@ -55,6 +57,10 @@ READERS: dict[str, Callable[[Reading, dict[str, Any] | None], Iterator[Chunk]]] 
     "hub": read_hub,
     "stdlib": read_stdlib,
 }
+
+PATH = "path"
+"""As the column of `label`, where the rows have no column of that name: the name of the directory that holds the file.
+"""
 
 _ROWS = {"jsonl", "json", "parquet", "arrow", "hub"}
 _TEXTUAL = {"jsonl", "json", "csv", "tsv", "txt", "conll", "squad", "parallel", "html"}
@@ -227,6 +233,8 @@ def _read_file(
     for chunk in READERS[reading.file.format](reading, state):
         if reading.section.explode is not None:
             _explode(reading.section.explode, chunk)
+        if (reading.section.columns or {}).get("label") == PATH:
+            _add_path(reading.file, chunk)
         columns: dict[str, list[Any]] = {name: [] for name in reading.roles.made}
         if chunk.rows:
             if binding is None:
@@ -296,9 +304,24 @@ def _explode(column: str, chunk: Chunk) -> None:
     chunk.rows, chunk.lines, chunk.offsets, chunk.names = rows, lines, offsets, None
 
 
+def _add_path(file: SourceFile, chunk: Chunk) -> None:
+    """Gives every row the name of its file's directory as the column `path`, unless it has such a column."""
+    name = _directory_of(file)
+    if chunk.names is not None and PATH not in chunk.names:
+        chunk.names = [*chunk.names, PATH]
+        chunk.rows = [[*row, name] for row in chunk.rows]
+    elif chunk.names is None:
+        chunk.rows = [{PATH: name, **row} if isinstance(row, dict) else row for row in chunk.rows]
+
+
+def _directory_of(file: SourceFile) -> str:
+    return PurePath(file.member or os.path.abspath(file.path)).parent.name
+
+
 def content_hash(source: ResolvedSource) -> str:
-    """sha256 over the bytes of the source's files in order, wherever they lie; for a Hub data set its commit,
-    configuration and split; for the builtin corpus the Python version and its files."""
+    """sha256 over the bytes of the source's files in order, wherever they lie (with the names of their directories
+    where these are labels); for a Hub data set its commit, configuration and split; for the builtin corpus the Python
+    version and its files."""
     digest = hashlib.sha256()
     hashed: dict[str, str] = {}
     for file in source.files:
@@ -311,6 +334,8 @@ def content_hash(source: ResolvedSource) -> str:
         for one in (file, file.target):
             if one is None:
                 continue
+            if (source.section.columns or {}).get("label") == PATH:
+                digest.update(f"in {_directory_of(one)}\n".encode())
             if one.path not in hashed:
                 with open_file(one.path) as opened:
                     hashed[one.path] = hashlib.file_digest(opened, "sha256").hexdigest()

@@ -14,7 +14,7 @@ from llmkit.data import prepare
 from llmkit.data.prepare import Prepared
 from llmkit.data.prepared import prove_before_use
 from llmkit.errors import ConditionFailed, DataError
-from llmkit.evaluate import results
+from llmkit.evaluate import baselines, results
 from llmkit.evaluate.conditions import failures, parse_conditions
 from llmkit.evaluate.runmodel import (
     fingerprint_of_run,
@@ -73,7 +73,9 @@ def evaluate(recipe: Recipe, options: Options, console: Console) -> dict[str, An
     shown = recipe.evaluation.metrics or list(known)
     wanted = {*shown, *recipe.evaluation.fail_if}
     for part in (document, *document["sources"].values()):
-        part["metrics"] = {name: value for name, value in part["metrics"].items() if name in wanted}
+        for metrics in (part["metrics"], *part["baselines"].values()):
+            for name in metrics.keys() - wanted:
+                del metrics[name]
     directory = Path(recipe.output_dir) / results.DIRECTORY
     size = scored.split.bytes_of()
     results.write(directory, document, ({**item, "bytes": int(size[item["row"]])} for item in evaluated.items))
@@ -177,18 +179,17 @@ def _score(
                 progress=progress,
             )
         evaluated = task.finalize(predictions, scored.split, bootstrap=True)
+        beside = baselines.score(
+            section.baselines, recipe.task.type, task, prepared.splits.get("train"), scored.split, predictions
+        )
     finally:
         accelerator.end_training()
     inner = getattr(getattr(module, "model", None), "config", None)
     document = {
-        **results.metrics_part(evaluated),
+        **results.metrics_part(evaluated, beside),
         "sources": _by_source(task, predictions, scored),
         "provenance": {
-            "model": str(place),
-            "model_sha256": model_sha256(place),
-            "tokenizer_sha256": tokenizer_sha256(prepared.tokenizer_dir),
-            "data_fingerprint": prepared.fingerprint,
-            "split": scored.name,
+            **_what_was_scored(place, prepared, scored),
             "rows": len(evaluated.items),
             "max_samples": section.max_samples,
             "precision": "float32" if precision == "no" else precision,
@@ -199,6 +200,16 @@ def _score(
         },
     }
     return document, evaluated
+
+
+def _what_was_scored(place: Path | str, prepared: Prepared, scored: Scored) -> dict[str, Any]:
+    return {
+        "model": str(place),
+        "model_sha256": model_sha256(place),
+        "tokenizer_sha256": tokenizer_sha256(prepared.tokenizer_dir),
+        "data_fingerprint": prepared.fingerprint,
+        "split": scored.name,
+    }
 
 
 def _by_source(task: Task, predictions: list[Prediction], scored: Scored) -> dict[str, Any]:

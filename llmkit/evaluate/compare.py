@@ -127,10 +127,19 @@ def _compare(
 def _ratio(name: str, first: dict[str, Any], second: dict[str, Any], pairs: list[tuple[Item, Item]]) -> Ratio | None:
     if name == "bits_per_byte" and all("bytes" in item for pair in pairs for item in pair):
         return Ratio(lambda item: _loss_sum(item) / float(np.log(2)), lambda item: float(item["bytes"]))
-    known = RATIOS.get(name)
-    if known is None or not all("tokens" in item and "loss" in item for pair in pairs for item in pair):
-        return None
-    return known
+    items = [item for pair in pairs for item in pair]
+    if all("tokens" in item and "loss" in item for item in items):
+        return RATIOS.get(name)
+    return _mean(name) if all(name in item and "tokens" not in item for item in items) else None
+
+
+def _mean(name: str) -> Ratio:
+    """A metric that is the mean of the items' own values under its name (accuracy, mse), of losses by their weights."""
+
+    def weight(item: Item) -> float:
+        return float(item.get("weight", 1.0)) if name == "loss" else 1.0
+
+    return Ratio(lambda item: float(item[name] or 0.0) * weight(item), weight)
 
 
 def _sums(ratio: Ratio, items: list[Item]) -> tuple[Floats, Floats]:

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
+
 from llmkit.errors import DataError
 from llmkit.files import environment_errors, fsync_directory, read_json, sha256_file, write_json
 from llmkit.metrics.table import METRICS
@@ -18,14 +20,19 @@ from llmkit.tasks.base import Evaluated, Metric
 DIRECTORY = "evaluation"
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
 UNIGRAM = "unigram_perplexity"
+MAX_CONFUSED = 12
+"""Labels up to which the confusion matrix is printed; results.json always has it."""
 
 
-def metrics_part(evaluated: Evaluated) -> dict[str, Any]:
-    """{metrics, suites, baselines} as the contract has them; the unigram model is a baseline."""
+def metrics_part(evaluated: Evaluated, beside: dict[str, dict[str, Metric]] | None = None) -> dict[str, Any]:
+    """{metrics, suites, baselines} as the contract has them, and the task's tables. The unigram model is a baseline;
+    `beside` has those of the others."""
     metrics = {name: metric_json(metric) for name, metric in evaluated.metrics.items() if name != UNIGRAM}
     unigram = evaluated.metrics.get(UNIGRAM)
     baselines = {} if unigram is None else {"unigram": {"perplexity": metric_json(unigram)}}
-    return {"metrics": metrics, "suites": {}, "baselines": baselines}
+    for baseline, found in (beside or {}).items():
+        baselines[baseline] = {name: metric_json(metric) for name, metric in found.items()}
+    return {"metrics": metrics, "suites": {}, "baselines": baselines, **evaluated.tables}
 
 
 def metric_json(metric: Metric) -> dict[str, float | int | None]:
@@ -64,7 +71,7 @@ def read(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def table(document: dict[str, Any], notes: list[str]) -> list[str]:
     """Lines for people: every metric with its 95% interval, baselines beside it, then the conventions."""
-    rows = [("", "value", "95% interval", "items")]
+    rows: list[tuple[str, ...]] = [("", "value", "95% interval", "items")]
     rows += [_row(name, value) for name, value in document["metrics"].items()]
     for baseline, metrics in document["baselines"].items():
         rows += [_row(name, value, f"{baseline} model: ") for name, value in metrics.items()]
@@ -72,17 +79,41 @@ def table(document: dict[str, Any], notes: list[str]) -> list[str]:
         rows += [
             _row(name, part["metrics"][name], f"{source}: ") for name in document["metrics"] if name in part["metrics"]
         ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
+    lines = _aligned(rows)
+    lines += _class_lines(document)
     provenance = document["provenance"]
     lines += [
         "",
         f"{provenance['rows']:,} rows of {provenance['split']}, {provenance['precision']}; 95% bootstrap over rows",
     ]
     return [*lines, *notes]
+
+
+def _class_lines(document: dict[str, Any]) -> list[str]:
+    """Scores a class, and the confusion matrix where it fits a screen."""
+    lines = []
+    if classes := document.get("per_class"):
+        heads = ("precision", "recall", "f1", "gold", "predicted")
+        rows = [
+            (name, *(f"{scores[head]:,}" if isinstance(scores[head], int) else f"{scores[head]:.4f}" for head in heads))
+            for name, scores in classes.items()
+        ]
+        lines += ["", *_aligned([("label", *heads), *rows])]
+    matrix = document.get("confusion_matrix")
+    if matrix and len(matrix["labels"]) <= MAX_CONFUSED:
+        body = [(name, *map(str, counts)) for name, counts in zip(matrix["labels"], matrix["counts"], strict=True)]
+        lines += ["", *_aligned([("gold \\ predicted", *matrix["labels"]), *body])]
+    return lines
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(cell_len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *rest in rows:
+        cells = [first + " " * (widths[0] - cell_len(first))]
+        cells += [" " * (width - cell_len(cell)) + cell for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def _row(name: str, metric: dict[str, Any], prefix: str = "") -> tuple[str, str, str, str]:

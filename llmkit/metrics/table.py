@@ -66,7 +66,7 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
     "denoising": ("loss", "perplexity"),
     "instruction": ("loss", "perplexity", "token_accuracy"),
     "sequence_classification": (
-        *("loss", "accuracy", "precision", "recall", "f1", "f1_micro", "f1_weighted", "mcc"),
+        *("loss", "accuracy", "precision", "recall", "f1", "f1_micro", "f1_macro", "f1_weighted", "mcc"),
         *("pearson", "spearman", "mse"),
     ),
     "token_classification": ("loss", "precision", "recall", "f1", "accuracy"),

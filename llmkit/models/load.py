@@ -205,7 +205,7 @@ def _new_config(
     # an embedding's padding row gets no gradient: a token that is also predicted must not be it
     pad = tokenizer.pad_token_id
     own["pad_token_id"] = None if pad in (tokenizer.eos_token_id, tokenizer.bos_token_id) else pad
-    if head.auto_class == "AutoModelForSeq2SeqLM":
+    if head.auto_class == "AutoModelForSeq2SeqLM" or config_class().is_encoder_decoder:
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else pad
         own["decoder_start_token_id"] = start if start is not None else tokenizer.eos_token_id
     positions = next((key for key in POSITION_KEYS if key in known), None)

@@ -18,7 +18,7 @@ from llmkit.metrics.table import GENERATED_METRICS, TASK_METRICS
 from llmkit.recipe.later import Problem
 from llmkit.recipe.paths import is_local
 from llmkit.recipe.sections import Recipe, SourceSection
-from llmkit.recipe.tasks import CHATS, COMMAND_OF_TASK, LABELLED, OVERFLOW
+from llmkit.recipe.tasks import BASELINES, CHATS, COMMAND_OF_TASK, LABELLED, OVERFLOW
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab")
 """What Accelerate 1.15 knows (`accelerate.utils.LoggerType`)."""
@@ -94,6 +94,7 @@ def problems(recipe: Recipe, context: Context) -> Iterator[Problem]:
     yield from _batch(recipe, context)
     yield from _optimizer(recipe)
     yield from _evaluation(recipe)
+    yield from _baselines(recipe)
     yield from _generation(recipe)
 
 
@@ -324,6 +325,15 @@ def _evaluation(recipe: Recipe) -> Iterator[Problem]:
     for index, name in enumerate(recipe.logging.report_to):
         if name not in TRACKERS:
             yield Problem(f"logging.report_to.{index}", f"unknown tracker {name}; {nearest(name, TRACKERS)}")
+
+
+def _baselines(recipe: Recipe) -> Iterator[Problem]:
+    task = recipe.task.type
+    fitting = [name for name, tasks in BASELINES.items() if task in tasks]
+    for index, name in enumerate(recipe.evaluation.baselines):
+        if name not in fitting:
+            those = f"those that do are {', '.join(fitting)}" if fitting else "none does"
+            yield Problem(f"evaluation.baselines.{index}", f"{name} does not apply to {task}; {those}")
 
 
 def _generation(recipe: Recipe) -> Iterator[Problem]:

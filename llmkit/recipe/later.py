@@ -24,7 +24,6 @@ NAMES = frozenset(
 PENDING = frozenset(
     {
         "replaced_token_detection",
-        "sequence_classification",
         "token_classification",
         "question_answering",
     }
@@ -65,7 +64,6 @@ LATER = (
     Later("distributed.strategy", _in("fsdp", "hybrid"), "ddp is"),
     Later("evaluation.interpolate", _is_set),
     Later("evaluation.suites"),
-    Later("evaluation.baselines"),
 )
 
 

@@ -162,6 +162,12 @@ OVERFLOW: dict[str, tuple[Literal["split", "truncate", "drop", "error"], ...]] =
 }
 """What `data.overflow` may be, the default first."""
 
+BASELINES: dict[str, tuple[str, ...]] = {
+    "majority": ("sequence_classification",),
+    "tfidf_logistic_regression": ("sequence_classification",),
+}
+"""The tasks that each of `evaluation.baselines` applies to; a baseline that is not here is to come."""
+
 CHATS = ("instruction", "preference")
 """Tasks whose rows are conversations, put into words by a chat template."""
 

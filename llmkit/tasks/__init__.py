@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmkit.data.rolespecs import INSTRUCTION, PAIRS, TEXT, RoleSpec
+from llmkit.data.rolespecs import CLASSIFICATION, INSTRUCTION, PAIRS, TEXT, RoleSpec
 from llmkit.models.source import max_length
 from llmkit.recipe.sections import ModelSection, Recipe
 from llmkit.recipe.tasks import TaskSection
-from llmkit.tasks import causal_lm, corruption, instruction, masked_lm, pairs, preference
+from llmkit.tasks import causal_lm, corruption, instruction, masked_lm, pairs, preference, sequence_classification
 from llmkit.tasks.base import Encoder, Task
 from llmkit.tasks.masked_text import TOKENS
 from llmkit.tasks.network import NetworkSpec
@@ -81,6 +81,9 @@ TASKS: dict[str, TaskKind] = {
     "translation": TaskKind(lambda _: PAIRS, pairs.build, named=pairs.named_tokens),
     "summarization": TaskKind(lambda _: PAIRS, pairs.build, named=pairs.named_tokens),
     "masked_lm": TaskKind(lambda _: TEXT, masked_lm.build, named=lambda _: TOKENS),
+    "sequence_classification": TaskKind(
+        lambda _: CLASSIFICATION, sequence_classification.build, named=sequence_classification.named_tokens
+    ),
 }
 
 

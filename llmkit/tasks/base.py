@@ -7,7 +7,7 @@ docs/task-protocol.md sketches how masked LM with NSP, ELECTRA, extractive QA, t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -58,9 +58,12 @@ class Metric:
 
 @dataclass(slots=True)
 class Evaluated:
+    """`tables`: JSON beside the metrics, by name (per_class, confusion_matrix)."""
+
     metrics: dict[str, Metric]
     items: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
+    tables: dict[str, Any] = field(default_factory=dict)
 
 
 class Task(Protocol):
@@ -92,8 +95,8 @@ class Task(Protocol):
     def collate(self, samples: Sequence[Sample], *, seed: int, step: int, width: int | None = None) -> Batch:
         """(B, T) tensors; T is `width` where given, else the longest sample. Masking is by (seed, step, sample)."""
 
-    def counts(self, batch: Batch) -> dict[str, int]:
-        """Denominators of the loss sums: supervised tokens, masked tokens, pairs."""
+    def counts(self, batch: Batch) -> Mapping[str, float]:
+        """Denominators of the loss sums: supervised tokens, masked tokens, pairs, sums of class weights."""
 
     def predict(self, module: nn.Module, batch: Batch, samples: Sequence[Sample]) -> list[Prediction]: ...
 

@@ -10,7 +10,7 @@ import datetime
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -45,9 +45,13 @@ class Choices:
     warmup_steps: int
     num_processes: int
     num_threads: int
+    task: dict[str, Any] = field(default_factory=dict)
+    """What the task settled (problem type, labels), beside `packing`."""
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Flat, the task's choices among the others."""
+        values = asdict(self)
+        return {**values.pop("task"), **values}
 
 
 @dataclass(frozen=True)
@@ -108,13 +112,13 @@ def resolve_choices(
     recipe: Recipe,
     plan: Plan,
     *,
-    packing: bool,
+    settled: dict[str, Any],
     num_parameters: int,
     accelerator: Accelerator,
     kept: dict[str, Any] | None,
 ) -> tuple[Choices, Calendar]:
-    """`kept`: the choices of the run that is being resumed, or null."""
-    kept = kept or {}
+    """`settled`: the task's own choices. `kept`: those of the run that is being resumed, or null."""
+    kept, packing = kept or {}, bool(settled.get("packing"))
     device_type, world_size = accelerator.device.type, accelerator.num_processes
     max_length = model_source.max_length(recipe)
     global_batch, micro = batch_layout(recipe, world_size, max_length, device_type)
@@ -143,6 +147,7 @@ def resolve_choices(
             warmup_steps=kept.get("warmup_steps", whole_steps(section.warmup_steps or 0.0, days.total_steps)),
             num_processes=world_size,
             num_threads=torch.get_num_threads(),
+            task={key: value for key, value in settled.items() if key != "packing"},
         ),
         days,
     )
@@ -162,7 +167,7 @@ def build(
     choices, days = resolve_choices(
         recipe,
         plan,
-        packing=bool(automatic.get("packing")),
+        settled=automatic,
         num_parameters=num_parameters,
         accelerator=accelerator,
         kept=kept,

@@ -161,7 +161,15 @@ def _header(session: Session) -> dict[str, str]:
         "steps": f"{choices.total_steps:,} of {parts.calendar.global_batch} sequences of up to {choices.max_length} "
         f"tokens, {'packed' if choices.packing else 'padded'}, "
         f"micro-batch {choices.per_device_train_batch_size}{processes}",
+        **{key.replace("_", " "): _shown(value) for key, value in choices.task.items() if value},
     }
+
+
+def _shown(value: Any) -> str:
+    """A choice of the task on one line."""
+    if not isinstance(value, list):
+        return str(value)
+    return ", ".join(map(str, value[:10])) + (f", ... ({len(value)})" if len(value) > 10 else "")
 
 
 def _finish(session: Session, state: TrainState) -> dict[str, Any]:

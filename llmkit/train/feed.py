@@ -42,7 +42,7 @@ class StepFeed:
     """What one rank computes in one step, and this rank's share of the denominators."""
 
     micro_batches: list[MicroBatch]
-    counts: dict[str, int]
+    counts: dict[str, float]
     tokens: int
     epoch: int
 
@@ -121,7 +121,7 @@ class Feed:
         num_micro_batches = ceil(ceil(len(order) / layout.world_size) / layout.micro_batch)
         samples = self.plan.samples(epoch, mine)
         made = []
-        counts = dict.fromkeys(self.task.loss_weights, 0)
+        counts: dict[str, float] = dict.fromkeys(self.task.loss_weights, 0.0)
         for number in range(num_micro_batches):
             part = samples[number * layout.micro_batch : (number + 1) * layout.micro_batch]
             weight = 1.0 if part else 0.0
