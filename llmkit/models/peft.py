@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftConfig
     from torch import nn
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PIN_FILE = "base_model.json"
 """Beside adapter_config.json, whose keys are peft's: the base's name, commit, and hash over its weight files."""
@@ -38,6 +38,9 @@ ADDED_ROWS = "llmkit_added_rows"
 
 FRESH = "llmkit_fresh"
 """Attribute that the loader leaves on a model: the tensors that its weights lacked, new from the run's seed."""
+
+HEAD_KEYS = "llmkit_head"
+"""Attribute of a model with an adapter: the keys of its config that the task decided, which its base does not know."""
 
 LABELLED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 """Kinds of tasks, in peft's words, whose head is new: it is trained whole and saved with the adapter."""
@@ -82,6 +85,7 @@ def add_adapter(
         "revision": revision,
         "modules_to_save": trained_whole(model, head) or None,
     }
+    setattr(model, HEAD_KEYS, list(head.config))
     with quiet(), seeded(seed):
         return get_peft_model(model, _config(model, section, common, added, head, max_length))
 
@@ -91,9 +95,11 @@ def _config(
 ) -> PeftConfig:
     from peft import IA3Config, LoraConfig, PromptTuningConfig
 
+    from llmkit.models.soft_prompt import check_prompt
+
     skip = common["modules_to_save"] or []
     if section.type == "prompt_tuning":
-        _check_prompt(model.config, section.num_virtual_tokens, head, max_length)
+        check_prompt(model.config, section.num_virtual_tokens, head, max_length)
         return PromptTuningConfig(
             num_virtual_tokens=section.num_virtual_tokens,
             prompt_tuning_init="SAMPLE_VOCAB",
@@ -130,28 +136,6 @@ def trained_whole(model: Any, head: Head) -> list[str]:
         if not any(name == whole or name.startswith(whole + ".") for whole in chosen):
             chosen.append(name)
     return chosen
-
-
-def _check_prompt(config: PreTrainedConfig, length: int, head: Head, max_length: int | None) -> None:
-    """Raises RecipeError, ModelError where a prompt before the text does not fit or would be misread."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
-    if head.peft_type == "SEQ_CLS" and not encoder:
-        message = (
-            f"{config.model_type} classifies by a text's last token, which it finds by the ids of tokens, and a tuned "
-            "prompt has none; use lora or ia3, or an encoder"
-        )
-        raise ModelError(message, key="peft.type")
-    if head.peft_type not in ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS"):
-        raise ModelError("prompt_tuning shifts the positions that this task reads; use lora or ia3", key="peft.type")
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and max_length is not None and max_length + length > limit:
-        message = (
-            f"{length} vectors and data.max_length {max_length} are more than the model's {limit} positions; "
-            f"set data.max_length to {limit - length} or less"
-        )
-        raise RecipeError(message, key="peft.num_virtual_tokens")
 
 
 def ia3_modules(model: Any, wanted: str | list[str] | None, skip: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -253,14 +237,17 @@ def _answers(model: Any) -> torch.Tensor:
 
 def save_adapter(model: Any, directory: Path) -> None:
     """The adapter alone, with a pin of its base: a commit of the Hub, or a hash over the weight files."""
+    from llmkit.models.wrapping import base_of
+
     model.save_pretrained(str(directory), safe_serialization=True, save_embedding_layers=False)
     path = directory / "adapter_config.json"
     config = read_json(path)
     source = locate(config["base_model_name_or_path"], revision=config.get("revision"))
     pin = {"name_or_path": config["base_model_name_or_path"], "revision": config.get("revision"), "sha256": None}
     if config["task_type"] in LABELLED:  # a config.json of its own would make transformers look for a whole model
-        own = model.config.to_dict()
-        pin["config"] = {key: own[key] for key in ("id2label", "label2id", "problem_type") if own.get(key) is not None}
+        own, base = model.config.to_dict(), base_of(model)
+        pin["config"] = {key: own[key] for key in getattr(base, HEAD_KEYS) if own.get(key) is not None}
+        pin["config"]["architectures"] = [type(base).__name__]
     if source.is_local:
         pin["sha256"] = weights_sha256(Path(source.name))
     else:
@@ -299,9 +286,10 @@ def load_adapter(
     update = {"name_or_path": name, "revision": config.get("revision")}
     if head.peft_type in LABELLED:  # the adapter's file holds the head
         head = replace(head, fresh=True, config=head.config or label_keys(pinned["config"]))
-    base = load_model(
+    base: Any = load_model(
         section.model_copy(update=update), tokenizer, seed=seed, max_length=max_length, dtype=dtype, head=head
     )
+    setattr(base, HEAD_KEYS, list(head.config))
     prompt = config["peft_type"] == "PROMPT_TUNING"  # which peft loads for inference alone
     model: Any = PeftModel.from_pretrained(base, str(directory), is_trainable=not prompt)
     for parameter_name, parameter in model.named_parameters() if prompt else ():
@@ -310,29 +298,12 @@ def load_adapter(
     return model  # type: ignore[no-any-return]
 
 
-def prompt_inputs(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What `generate` of the base model takes instead of ids (B, T) padded on the left: a row is padding, the tuned
-    prompt, the text. (peft's own puts the prompt before the padding and drops positions, so that a text's neighbours
-    would show.) input_ids has the text's first token in the prompt's places, for whoever counts tokens."""
-    import torch
-
-    from llmkit.models.wrapping import base_of
-
-    prompt = model.get_prompt(batch_size=1)[0]
-    size, rows = len(prompt), []
-    table = base_of(model).get_input_embeddings()
-    for ids, mask in zip(input_ids, attention_mask, strict=True):
-        start = int((mask == 0).sum())
-        vectors = torch.cat([table(ids[:start]), prompt.to(table.weight.dtype), table(ids[start:])])
-        whole = torch.cat([ids[:start], ids[start : start + 1].expand(size), ids[start:]])
-        rows.append((whole, torch.cat([mask[:start], mask.new_ones(size), mask[start:]]), vectors))
-    names = ("input_ids", "attention_mask", "inputs_embeds")
-    return {name: torch.stack(parts) for name, parts in zip(names, zip(*rows, strict=True), strict=True)}
-
-
 def label_keys(stored: dict[str, Any]) -> dict[str, Any]:
-    """Keys of a config about labels, as JSON has them, with numbers for ids."""
-    return {**stored, "id2label": {int(key): name for key, name in stored["id2label"].items()}}
+    """A head's keys of a config, as JSON has them, with numbers for the ids of labels."""
+    keys = {key: value for key, value in stored.items() if key != "architectures"}
+    if "id2label" in keys:
+        keys["id2label"] = {int(key): name for key, name in keys["id2label"].items()}
+    return keys
 
 
 def weights_sha256(directory: Path) -> str:
