@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,10 +168,7 @@ class SequenceClassificationTask:
         from llmkit.models.classifier import ClassifierModule
         from llmkit.models.wrapping import unwrap
 
-        inner = unwrap(module, ClassifierModule)
-        export_network(inner.model, directory, self.network)
-        if not (directory / "config.json").exists():  # an adapter alone: its base does not know the labels
-            (directory / "config.json").write_text(json.dumps(inner.inner().config.to_dict(), indent=2))
+        export_network(unwrap(module, ClassifierModule).model, directory, self.network)
 
     @property
     def labels(self) -> Labels:
