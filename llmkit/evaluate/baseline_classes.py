@@ -45,10 +45,10 @@ def tfidf_logistic_regression(
             key="evaluation.baselines",
         )
     gold = task.labels.ids(train, "train")
-    texts = train.field(TEXT).to_pylist()
+    texts = ["\n".join(parts) for parts in train.field(TEXT).to_pylist()]
     features = _vectoriser(texts)
     known = features.fit_transform(texts)
-    new = features.transform(scored.field(TEXT).take(rows).to_pylist())
+    new = features.transform("\n".join(parts) for parts in scored.field(TEXT).take(rows).to_pylist())
     if task.labels.problem_type == "single_label":
         labels = _fit(known, gold, new)
         return [Prediction(int(row), {"label": int(label)}) for row, label in zip(rows, labels, strict=True)]

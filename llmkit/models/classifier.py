@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from llmkit.models.wrapping import base_of, prompt_length
+
 
 class ClassifierModule(nn.Module):
     """`forward(batch) -> {"loss": sum}`, in float32 at least: transformers' own losses, as sums.
@@ -45,15 +47,15 @@ class ClassifierModule(nn.Module):
 
     def inner(self) -> Any:
         """The transformers model itself, adapters inside it included."""
-        get_base_model = getattr(self.model, "get_base_model", None)
-        return get_base_model() if get_base_model is not None else self.model
+        return base_of(self.model)
 
     def logits(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """(B, L) in float32 at least, by the model's own forward."""
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         if self.reads_types:
             inputs["token_type_ids"] = batch["token_type_ids"]
-        logits: torch.Tensor = self.inner()(**inputs).logits
+        model = self.model if prompt_length(self.model) else self.inner()  # a tuned prompt stands before the text
+        logits: torch.Tensor = model(**inputs).logits
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
     def losses(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:

@@ -25,7 +25,8 @@ from llmkit.errors import DataError, RecipeError
 ProblemType = Literal["single_label", "multi_label", "regression"]
 
 LABEL, TEXT, TYPES = "label", "text", "token_type_ids"
-"""Names of the fields (a label as JSON: a text or a list of texts) and of the stream beside the tokens."""
+"""Names of the fields (a label as JSON: a text or a list of texts; one text or two) and of the stream beside the
+tokens."""
 
 
 @dataclass
@@ -48,7 +49,7 @@ class LabelEncoder:
     def identity(self) -> dict[str, Any]:
         return {
             "encoder": "sequence_classification",
-            "version": 1,
+            "version": 2,
             "max_length": self.max_length,
             "overflow": self.overflow,
             "problem_type": self.problem_type,
@@ -82,7 +83,7 @@ class LabelEncoder:
             ids.append(np.array(found.ids, np.uint32))
             types.append(np.array(found.type_ids, np.uint8))
             made.fields[LABEL].append(spelled)
-            made.fields[TEXT].append(text if other is None else f"{text}\n{pair}")
+            made.fields[TEXT].append([text] if pair is None else [text, pair])
         made.rows = np.array(rows, np.int64)
         lengths = np.array([len(row) for row in ids], np.int64)
         for name, values, dtype in (("input_ids", ids, np.uint32), (TYPES, types, np.uint8)):

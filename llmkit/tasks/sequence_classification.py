@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from llmkit.data.augment import Augmenter, augmenter
 from llmkit.data.examples import Encoder, Plan, Sample
 from llmkit.data.labels import names_of
 from llmkit.data.prepared import open_prepared
+from llmkit.data.records import RecordBatch
 from llmkit.data.rows import RowPlan
 from llmkit.data.shards import Split
 from llmkit.data.tokenizer import read_special_ids
@@ -24,7 +26,7 @@ from llmkit.tasks.base import Batch, Evaluated, Prediction, Task
 from llmkit.tasks.batching import pad
 from llmkit.tasks.class_weights import weights_of
 from llmkit.tasks.head_labels import settle_names
-from llmkit.tasks.label_encoder import TYPES, LabelEncoder, ProblemType
+from llmkit.tasks.label_encoder import TEXT, TYPES, LabelEncoder, ProblemType
 from llmkit.tasks.labels import IN_TRANSFORMERS, Labels, decide, spelled
 from llmkit.tasks.network import NetworkSpec, build_network, export_network
 
@@ -45,6 +47,7 @@ def build(recipe: Recipe, network: NetworkSpec) -> Task:
         recipe.task.class_weights,
         tuple(names_of(source) for source in recipe.data.train),
         classified.wanted_metrics(recipe.evaluation),
+        augmenter(recipe.data.augment),
     )
 
 
@@ -67,6 +70,7 @@ class SequenceClassificationTask:
     class_weights: Literal["balanced"] | dict[str, float] | None
     label_names: tuple[tuple[str, ...] | None, ...]
     wanted: tuple[tuple[str, str], ...] = ()
+    augment: Augmenter | None = None
     loss_weights: dict[str, float] = field(default_factory=lambda: {"loss": 1.0})
     scratch: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """What `prepare` leaves: the labels and their weights."""
@@ -125,11 +129,25 @@ class SequenceClassificationTask:
         gold = self.labels.ids(split, "test" if seed is None else "train")
 
         def read(row: int, draw: np.random.Generator | None) -> dict[str, np.ndarray]:
-            ids = split.row(row)
-            types = split.row(row, TYPES)
+            ids, types = split.row(row), split.row(row, TYPES)
+            if draw is not None and self.augment is not None:
+                ids, types = self._augmented(self.augment, split, row, draw) or (ids, types)
             return {"input_ids": ids, "attention_mask": np.ones(len(ids)), TYPES: types, "labels": np.array(gold[row])}
 
         return RowPlan(split, split.lengths(), read, seed, self.weights if seed is not None else ())
+
+    def _augmented(
+        self, augment: Augmenter, split: Split, row: int, draw: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Tokens and types of the row's text (and pair), changed and encoded again; None where nothing is left."""
+        if "encoder" not in self.scratch:
+            self.scratch["encoder"] = LabelEncoder(
+                self.network.tokenizer_dir, self.network.max_length, "truncate", None
+            )
+        text, pair = [*(augment.text(text, draw) for text in split.field(TEXT)[row].as_py()), None][:2]
+        columns: dict[str, list[Any]] = {"text": [text], "text_pair": [pair], "label": ["not read"]}
+        made = self.scratch["encoder"].encode(RecordBatch(0, "", columns, [None], [None]))
+        return (made.streams["input_ids"].values, made.streams[TYPES].values) if len(made.rows) else None
 
     def collate(self, samples: Sequence[Sample], *, seed: int, step: int, width: int | None = None) -> Batch:
         batch = pad(samples, {"input_ids": self.pad_id, "attention_mask": 0, TYPES: 0}, width)

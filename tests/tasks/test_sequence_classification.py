@@ -142,7 +142,7 @@ def test_every_architecture_is_the_same_in_any_batch(model: str, tmp_path: Path)
         task.export(module, tmp_path / "out")
         loaded = AutoModelForSequenceClassification.from_pretrained(str(tmp_path / "out"), local_files_only=True).eval()
         tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "out"), local_files_only=True)
-        texts = splits["train"].field("text").to_pylist()[:6]
+        texts = ["\n".join(parts) for parts in splits["train"].field("text").to_pylist()[:6]]
         inputs = tokenizer(texts, padding=True, truncation=True, max_length=24, return_tensors="pt")
         inputs.pop("token_type_ids", None)
         assert torch.allclose(loaded(**inputs).logits, together, atol=1e-5)
