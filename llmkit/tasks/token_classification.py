@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from llmkit.data.augment import Augmenter, augmenter
 from llmkit.data.examples import IGNORE
 from llmkit.data.labels import names_of
+from llmkit.data.records import RecordBatch
 from llmkit.data.rows import RowPlan
 from llmkit.data.tokenizer import read_special_ids
 from llmkit.errors import DataError, ModelError
@@ -48,6 +50,7 @@ def build(recipe: Recipe, network: NetworkSpec) -> Task:
         named_labels(recipe),
         recipe.task.tagging_scheme,
         recipe.data.overflow or "split",
+        augmenter(recipe.data.augment),
     )
 
 
@@ -120,6 +123,7 @@ class TokenClassificationTask:
     named: tuple[str, ...]
     scheme: Scheme | Literal["auto"]
     overflow: Overflow
+    augment: Augmenter | None = None
     loss_weights: dict[str, float] = field(default_factory=lambda: {"loss": 1.0})
     scratch: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """What `prepare` leaves: labels, scheme, pad."""
@@ -168,11 +172,27 @@ class TokenClassificationTask:
 
         def read(row: int, draw: np.random.Generator | None) -> dict[str, np.ndarray]:
             tokens, first = rows.row(row).astype(np.int64), rows.row(row, FIRST).astype(np.int64)
+            own = ids[ends[row] : ends[row + 1]]
+            if draw is not None and self.augment is not None:
+                tokens, first, own = self._augmented(self.augment, rows, row, draw)
             labels = np.full(len(tokens), IGNORE, np.int64)
-            labels[first[first >= 0]] = ids[ends[row] : ends[row + 1]][first >= 0]
+            labels[first[first >= 0]] = own[first >= 0]
             return {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "labels": labels, "first": first}
 
         return read
+
+    def _augmented(
+        self, augment: Augmenter, rows: Rows, row: int, draw: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens, words' places and words' labels of the row's words, changed and encoded again."""
+        if "again" not in self.scratch:
+            self.scratch["again"] = TokenEncoder(self.network.tokenizer_dir, self.network.max_length, "truncate")
+        words, tags = (rows.field(name)[row].as_py() for name in ("tokens", "labels"))
+        words, tags = augment.words(words, tags, draw)
+        made = self.scratch["again"].encode(RecordBatch(0, "", {"tokens": [words], "labels": [tags]}, [None], [None]))
+        known = {label: number for number, label in enumerate(self.scratch["labels"])}
+        tokens, first = (made.streams[name].values.astype(np.int64) for name in ("input_ids", FIRST))
+        return tokens, first, np.array([known.get(tag, IGNORE) for tag in tags])
 
     def collate(self, samples: Sequence[Sample], *, seed: int, step: int, width: int | None = None) -> Batch:
         if "pad" not in self.scratch:
