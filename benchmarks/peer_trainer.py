@@ -193,9 +193,12 @@ def questions(options: argparse.Namespace) -> tuple[dict[str, float], float, int
                 if a in inside and b in inside and a <= b < a + 30:
                     text = dev[number]["context"][offsets[a][0] : offsets[b][1]]
                     best[number] = max(best.get(number, (-1e9, "")), (float(start[a] + end[b]), text))
-    from llmkit.metrics.squad import score_answer
+    from llmkit.metrics.answers import score_answer
 
-    scores = [score_answer(best.get(i, (0.0, ""))[1], [a["text"] for a in row["answers"]]) for i, row in enumerate(dev)]
+    scores = []
+    for i, row in enumerate(dev):
+        references = [answer["text"] for answer in row["answers"]]
+        scores.append(score_answer(best.get(i, (0.0, ""))[1], references, chinese=False))
     exact, f1 = np.mean(scores, axis=0) * 100
     return {"exact_match": float(exact), "f1": float(f1)}, seconds, len(encoded)
 
