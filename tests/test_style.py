@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
     {"recipe"},
-    {"data", "models", "metrics"},
+    {"data", "models", "metrics", "writing"},
     {"tasks"},
     {"train", "evaluate", "generate", "verify"},
     {"cli", "__main__"},
@@ -26,10 +26,6 @@ LAYERS = [
 
 DRIVERS = {"data.command", "data.prepare", "data.tokenizer_make"}
 """What runs the stages of `preprocess` for a recipe and its task: of the layer of `train`, though it lives in data/."""
-
-ENGINES = {"generate.engines", "generate.sampling", "generate.stopping"}
-"""What calls a model's `generate`: of the layer of `models`, because tasks that are scored by what a model writes use
-it."""
 
 LEAVES = {
     "",  # the version
@@ -93,8 +89,6 @@ def leaf(module: str) -> bool:
 def layer(module: str) -> int:
     if module in DRIVERS:
         return layer("train")
-    if module in ENGINES:
-        return layer("models")
     top = module.split(".")[0]
     ranks = [rank for rank, names in enumerate(LAYERS) if top in names]
     assert ranks, f"{module} is in no layer; add it to LAYERS or LEAVES"

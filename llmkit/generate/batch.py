@@ -22,9 +22,9 @@ from typing import Any, BinaryIO
 from llmkit.errors import DataError, EnvironmentFailure, RecipeError
 from llmkit.evaluate.results import encode_line
 from llmkit.files import environment_errors, read_json, write_json
-from llmkit.generate.engines import Completion, TransformersEngine
 from llmkit.generate.prompts import EncodePrompt, Item, file_lines, read_items
 from llmkit.report.console import Console
+from llmkit.writing.engine import Completion, TransformersEngine
 
 BLOCK_BATCHES = 4
 

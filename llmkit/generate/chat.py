@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from llmkit.errors import DataError
-from llmkit.generate.engines import Prompt, TransformersEngine
 from llmkit.generate.prompts import EncodePrompt, Item
-from llmkit.generate.stopping import REPLACEMENT, Ending, continuation, find_ending
+from llmkit.writing.engine import Prompt, TransformersEngine
+from llmkit.writing.stopping import REPLACEMENT, Ending, continuation, find_ending
 
 HELP = "/reset forgets the conversation, /exit ends (so does Ctrl-D), Ctrl-C stops an answer"
 ReadLine = Callable[[], str | None]

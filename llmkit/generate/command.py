@@ -41,9 +41,9 @@ def generate(recipe: Recipe, options: Options, console: Console) -> dict[str, An
         return {"model": str(place)}
     prove(place)
     console.note("loading torch and the model")
-    from llmkit.generate.engines import TransformersEngine
     from llmkit.generate.prompts import chat_format, prompt_encoder
     from llmkit.models.load import quiet
+    from llmkit.writing.engine import TransformersEngine
 
     with tempfile.TemporaryDirectory(prefix="llmkit-") as temporary:
         opened = open_model(place, recipe, options, Path(temporary))

@@ -11,10 +11,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from llmkit.errors import DataError, ModelError
-from llmkit.generate.engines import Prompt
 from llmkit.recipe.tasks import CHATS
 from llmkit.tasks.chat import ChatFormat, ConversationError
 from llmkit.tasks.templates import own_template, resolve_template
+from llmkit.writing.engine import Prompt
 
 ROLES = ("system", "user", "assistant", "tool")
 EncodePrompt = Callable[["Item"], Prompt]

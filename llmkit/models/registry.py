@@ -28,6 +28,9 @@ NETWORKS = {
 }
 """Auto class -> the classes it builds, as module.name in llmkit.models."""
 
+OWN_ARCHITECTURES = frozenset(path.split(".")[0] for paths in NETWORKS.values() for path in paths)
+"""Their `model_type`s, which are the names of their modules."""
+
 
 def install() -> None:
     """Registers now what can be registered now, and the rest when its time comes. A second call changes nothing."""

@@ -122,7 +122,7 @@ class ScoredTask:
 
     def _write(self, section: GenerationSection, module: nn.Module, samples: Sequence[Sample]) -> list[str]:
         """What the model writes for each sample, by the recipe's settings; of several texts the first."""
-        from llmkit.generate.engines import Prompt, TransformersEngine
+        from llmkit.writing.engine import Prompt, TransformersEngine
 
         if "tokenizer" not in self.scratch:
             self.scratch["tokenizer"] = load_tokenizer(self.network.tokenizer_dir)

@@ -17,10 +17,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from llmkit.generate.engines import Prompt, TransformersEngine
 from llmkit.models.configs import RnnLmConfig
 from llmkit.models.rnn_lm import RnnLmForCausalLM
 from llmkit.recipe.sections import GenerationSection
+from llmkit.writing.engine import Prompt, TransformersEngine
 
 TEXTS = [
     "the quick brown fox jumps over the lazy dog",

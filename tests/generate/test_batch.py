@@ -14,10 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmkit.errors import DataError, EnvironmentFailure, RecipeError
 from llmkit.generate.batch import Sink, Tally, check_file, file_blocks, open_output, run_batch, stream_blocks
-from llmkit.generate.engines import TransformersEngine
 from llmkit.generate.paths import check_paths
 from llmkit.generate.prompts import prompt_encoder
 from llmkit.report.console import Console
+from llmkit.writing.engine import TransformersEngine
 from tests.generate.conftest import engine_of
 
 TEXTS = ["the", "def add(a, b):\n    return", "今天天气", "fox jumps over the lazy dog", "a", "lazy", "b", "好"]

@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from llmkit.generate.chat import AnswerStreamer, chat
-from llmkit.generate.engines import Prompt, TransformersEngine
 from llmkit.generate.prompts import Item, chat_format, prompt_encoder
+from llmkit.writing.engine import Prompt, TransformersEngine
 from tests.generate.conftest import engine_of, make_model
 
 

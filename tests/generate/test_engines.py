@@ -9,8 +9,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmkit.errors import DataError, ModelError
-from llmkit.generate.engines import Completion, Prompt, TransformersEngine, stop_ids
-from llmkit.generate.stopping import decode
+from llmkit.writing.engine import Completion, Prompt, TransformersEngine, stop_ids
+from llmkit.writing.stopping import decode
 from tests.generate.conftest import engine_of, make_model, prompts_of
 
 TEXTS = ("the", "def add(a, b):\n    return", "今天天气", "fox jumps over", "a", "lazy dog lazy dog")

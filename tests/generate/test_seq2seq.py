@@ -16,9 +16,9 @@ from transformers import (
 
 from llmkit.errors import DataError
 from llmkit.generate.chat import chat
-from llmkit.generate.engines import Prompt, TransformersEngine
 from llmkit.generate.prompts import prompt_encoder
-from llmkit.generate.stopping import decode
+from llmkit.writing.engine import Prompt, TransformersEngine
+from llmkit.writing.stopping import decode
 from tests.generate.conftest import engine_of
 from tests.generate.test_engines import SETTINGS, TEXTS
 

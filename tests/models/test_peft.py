@@ -205,8 +205,8 @@ def test_a_tuned_prompt_for_a_classifier(base, bases, tokenizer, tmp_path):
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "bart", "t5"])
 def test_generation_with_a_tuned_prompt_is_greedy_over_its_logits(kind, bases, tokenizer, tmp_path):
     """Prompts of different length padded together, with the cache, against one token at a time without."""
-    from llmkit.generate.engines import Prompt, TransformersEngine
     from llmkit.recipe.sections import GenerationSection
+    from llmkit.writing.engine import Prompt, TransformersEngine
 
     seq2seq = kind in ("bart", "t5")
     head = heads.SEQ2SEQ_LM if seq2seq else heads.CAUSAL_LM

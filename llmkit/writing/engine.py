@@ -23,12 +23,12 @@ from transformers import (
 )
 
 from llmkit.errors import DataError
-from llmkit.generate.sampling import row_uniforms, sampling_processors
-from llmkit.generate.stopping import FinishReason, StopStrings, find_ending
 from llmkit.models.seq2seq import decoder_start
 from llmkit.models.soft_prompt import prompt_inputs
 from llmkit.models.wrapping import base_of, prompt_length
 from llmkit.recipe.sections import GenerationSection
+from llmkit.writing.sampling import row_uniforms, sampling_processors
+from llmkit.writing.stopping import FinishReason, StopStrings, find_ending
 
 CPU_BATCH_SIZE, DEVICE_BATCH_SIZE = 16, 64
 
