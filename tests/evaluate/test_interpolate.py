@@ -20,7 +20,6 @@ from llmkit.evaluate.baseline_ngram import ngram
 from llmkit.evaluate.command import evaluate
 from llmkit.evaluate.subset import choose_rows
 from llmkit.metrics.mixture import fit_weight, mix
-from llmkit.models.ngram import register
 from llmkit.options import Options
 from llmkit.recipe.load import load_recipe
 from llmkit.recipe.resolve import resolve
@@ -57,7 +56,6 @@ def split_of(run: TinyRun, name: str) -> Split:
 
 def log_probs(run: TinyRun, model: Path, split: Split) -> list[np.ndarray]:
     """log p of each row's tokens by transformers alone, in the windows of the evaluation."""
-    register()
     loaded = AutoModelForCausalLM.from_pretrained(model)
     found = []
     for i in range(split.num_rows):

@@ -22,7 +22,6 @@ from llmkit.data import prepare
 from llmkit.errors import RecipeError, Stopped
 from llmkit.evaluate.command import evaluate
 from llmkit.manifest import hash_file
-from llmkit.models.ngram import register
 from llmkit.options import Options
 from llmkit.recipe.load import load_recipe
 from llmkit.recipe.resolve import resolve
@@ -110,7 +109,6 @@ def test_it_leaves_the_files_of_any_run(done: Path) -> None:
 
 
 def test_plain_transformers_scores_the_same(done: Path) -> None:
-    register()
     model = AutoModelForCausalLM.from_pretrained(done / "run" / "model")
     total, count = 0.0, 0
     for row in documents(done, "validation"):
