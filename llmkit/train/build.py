@@ -222,6 +222,11 @@ def schedule_of(recipe: Recipe, choices: Choices) -> Schedule:
     )
 
 
+_NEVER_FREED: list[nn.Module] = []
+"""DDP's modules. Freeing one joins gloo's threads with Python's lock held, while such a thread may wait for that lock
+to let go of the last collective's tensors: one run of two processes in about fourteen never ended."""
+
+
 def wrap(module: nn.Module, accelerator: Accelerator, choices: Choices, may_fall_back: bool) -> nn.Module:
     """The module as the loop calls it: compiled where chosen, synchronised where there are several processes.
 
@@ -234,6 +239,7 @@ def wrap(module: nn.Module, accelerator: Accelerator, choices: Choices, may_fall
         wrapped = torch.compile(module, dynamic=None if choices.packing else True)  # type: ignore[assignment]
     if accelerator.num_processes > 1:
         wrapped = accelerator.prepare_model(wrapped)
+        _NEVER_FREED.append(wrapped)
     return wrapped
 
 
