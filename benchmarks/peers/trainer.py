@@ -1,7 +1,7 @@
 """transformers' Trainer on the rows that llmkit is trained on, written as its own examples are: the tasks' peer.
 
-usage: peer_trainer.py TASK MODEL --train FILE --dev FILE [--epochs 2] [--batch 32] [--lr 1e-4] [--max-length 128]
-                       [--stride 128] [--seed 42]
+usage: trainer.py TASK MODEL --train FILE --dev FILE [--epochs 2] [--batch 32] [--lr 1e-4] [--max-length 128]
+                  [--stride 128] [--seed 42]
 
 TASK: classification (rows of text TAB label, or columns label, text_a with a header), tagging (CoNLL columns),
 questions (SQuAD JSON). MODEL is a directory. Linear schedule with 3% warm-up, AdamW without weight decay, float32.
