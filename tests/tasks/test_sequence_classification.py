@@ -166,7 +166,7 @@ def test_frames_are_those_of_the_tokenizer(name: str, tmp_path: Path) -> None:
 
     directory = TOKENIZERS / name
     if not (directory / "tokenizer.json").exists():
-        pytest.skip(f"{name} is not here")
+        pytest.skip(f"needs ../shared/data/tokenizers/{name} with a tokenizer.json")
     tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     tokenizer.save_pretrained(str(tmp_path))
     made = rows(KINDS["single_label"], pairs=True)
