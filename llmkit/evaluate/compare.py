@@ -7,52 +7,15 @@ wins: for outcomes of 0 and 1 that is McNemar's exact test.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from llmkit.errors import DataError
 from llmkit.evaluate import results
-from llmkit.metrics.bootstrap import Transform, paired_ratio_interval, sign_test
+from llmkit.evaluate.paired import Item, sums_of
+from llmkit.metrics.bootstrap import Floats, paired_interval, sign_test
 from llmkit.metrics.table import METRICS
 from llmkit.report.console import Console
-
-Floats = NDArray[np.float64]
-Item = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """A metric as sums over items: `numerator(item) / denominator(item)`, transformed."""
-
-    numerator: Callable[[Item], float]
-    denominator: Callable[[Item], float]
-    transform: Transform | None = None
-
-
-def _loss_sum(item: Item) -> float:
-    return float(item["loss"]) * float(item["tokens"]) if item["tokens"] else 0.0
-
-
-def _tokens(item: Item) -> float:
-    return float(item["tokens"])
-
-
-def _correct(item: Item) -> float:
-    return float(item["token_accuracy"]) * float(item["tokens"]) if item["tokens"] else 0.0
-
-
-RATIOS: dict[str, Ratio] = {
-    "loss": Ratio(_loss_sum, _tokens),
-    "perplexity": Ratio(_loss_sum, _tokens, np.exp),
-    "token_accuracy": Ratio(_correct, _tokens),
-}
-"""Metrics that predictions.jsonl holds item by item, as it does those under an item's `sums`: {metric: [numerator,
-denominator]}. Others are compared without an interval."""
 
 
 def compare(a: Path, b: Path, console: Console) -> dict[str, Any]:
@@ -112,47 +75,19 @@ def _compare(
     found: dict[str, Any] = {"a": values[0], "b": values[1], "difference": None, "low": None, "high": None, "p": None}
     if None not in values:
         found["difference"] = values[1] - values[0]
-    ratio = _ratio(name, first, second, pairs)
-    if ratio is not None:
-        sides = [_sums(ratio, [pair[side] for pair in pairs]) for side in (0, 1)]
-        found["difference"], found["low"], found["high"] = paired_ratio_interval(
-            sides[0], sides[1], transform=ratio.transform
-        )
-        found["p"] = _sign_p(sides[0], sides[1])
+    parts = sums_of(name, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
+    if parts is not None:
+        found["difference"], found["low"], found["high"] = paired_interval(*parts.columns, parts.statistic)
+        found["p"] = None if parts.values is None else _sign_p(*parts.values)
     found["better"] = _better(name, found)
     if not same_tokenizer and name in ("loss", "perplexity", "token_accuracy"):
         found["better"] = None
     return found
 
 
-def _ratio(name: str, first: dict[str, Any], second: dict[str, Any], pairs: list[tuple[Item, Item]]) -> Ratio | None:
-    if name == "bits_per_byte" and all("bytes" in item for pair in pairs for item in pair):
-        return Ratio(lambda item: _loss_sum(item) / float(np.log(2)), lambda item: float(item["bytes"]))
-    if all(name in item.get("sums", ()) for pair in pairs for item in pair):
-        return Ratio(lambda item: float(item["sums"][name][0]), lambda item: float(item["sums"][name][1]))
-    items = [item for pair in pairs for item in pair]
-    if all("tokens" in item and "loss" in item for item in items):
-        return RATIOS.get(name)
-    return _mean(name) if all(name in item and "tokens" not in item for item in items) else None
-
-
-def _mean(name: str) -> Ratio:
-    """A metric that is the mean of the items' own values under its name (accuracy, mse), of losses by their weights."""
-
-    def weight(item: Item) -> float:
-        return float(item.get("weight", 1.0)) if name == "loss" else 1.0
-
-    return Ratio(lambda item: float(item[name] or 0.0) * weight(item), weight)
-
-
-def _sums(ratio: Ratio, items: list[Item]) -> tuple[Floats, Floats]:
-    return np.array([ratio.numerator(item) for item in items]), np.array([ratio.denominator(item) for item in items])
-
-
-def _sign_p(first: tuple[Floats, Floats], second: tuple[Floats, Floats]) -> float:
-    """Two-sided sign test on the items' own ratios; ties and items without a denominator do not count."""
-    counted = (first[1] > 0) & (second[1] > 0)
-    change = second[0][counted] / second[1][counted] - first[0][counted] / first[1][counted]
+def _sign_p(first: Floats, second: Floats) -> float:
+    """Two-sided sign test on the items' own values; ties and items without one do not count."""
+    change = second - first
     return sign_test(int((change > 0).sum()), int((change < 0).sum()))
 
 
@@ -184,9 +119,8 @@ def table(outcome: dict[str, Any]) -> list[str]:
         if found["difference"] is not None:
             line += f", difference {found['difference']:+,.{digits}f}"
         if found["low"] is not None:
-            line += (
-                f" (95% {found['low']:+,.{digits}f} to {found['high']:+,.{digits}f}), sign test p = {found['p']:.3g}"
-            )
+            line += f" (95% {found['low']:+,.{digits}f} to {found['high']:+,.{digits}f})"
+            line += "" if found["p"] is None else f", sign test p = {found['p']:.3g}"
             line += f"; {found['better']} is better" if found["better"] else "; no clear difference"
         lines.append(line)
     return lines

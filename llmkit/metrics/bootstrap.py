@@ -69,29 +69,25 @@ def sums_interval(
     return value, low, high
 
 
-def paired_ratio_interval(
-    first: tuple[ArrayLike, ArrayLike],
-    second: tuple[ArrayLike, ArrayLike],
+def paired_interval(
+    first: ArrayLike,
+    second: ArrayLike,
+    statistic: Callable[[Floats], Floats],
     *,
     resamples: int = 1000,
     seed: int = 0,
-    transform: Transform | None = None,
 ) -> tuple[float, float | None, float | None]:
-    """(difference, low, high) of `second - first`, each (numerators (N,), denominators (N,)) of the same N items in the
-    same order. Both sides are resampled with the same items, so what items have in common cancels out."""
-    columns = np.stack([*_columns(*first), *_columns(*second)])
-    totals = columns.sum(axis=1)
-    assert min(totals[1], totals[3]) > 0, "a ratio needs a positive denominator"
-    pair = _apply(transform, np.array([totals[0] / totals[1], totals[2] / totals[3]]))
-    difference = float(pair[1] - pair[0])
-    if columns.shape[1] < 2:
-        return difference, None, None
-    differences = [
-        _apply(transform, sums[2] / _positive(sums[3])) - _apply(transform, sums[0] / _positive(sums[1]))
-        for sums in _resampled_sums(columns, resamples, seed)
-    ]
-    low, high = _percentiles(np.concatenate(differences))
-    return difference, low, high
+    """(difference, low, high) of `statistic` of second - first, each (K, N) of the same N items in the same order.
+
+    Both sides are resampled with the same items, so what items have in common cancels out. statistic: as
+    `sums_interval` has it."""
+    columns = np.concatenate([np.asarray(side, dtype=np.float64) for side in (first, second)])
+    half = len(columns) // 2
+
+    def difference(sums: Floats) -> Floats:
+        return statistic(sums[half:]) - statistic(sums[:half])
+
+    return sums_interval(columns, difference, resamples=resamples, seed=seed)
 
 
 def sign_test(better: int, worse: int) -> float:
@@ -138,7 +134,9 @@ def _resampled_sums(columns: Floats, resamples: int, seed: int) -> Iterator[Floa
     step = max(1, _CHUNK_VALUES // units)
     for start in range(0, resamples, step):
         drawn = generator.integers(0, units, size=(min(step, resamples - start), units), dtype=np.int32)
-        yield np.stack([column[drawn].sum(axis=1) for column in columns])
+        places = drawn + np.arange(len(drawn), dtype=np.int64)[:, None] * units
+        times = np.bincount(places.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        yield columns @ times.T.astype(np.float64)
 
 
 def _grouped(columns: Floats, generator: np.random.Generator) -> Floats:

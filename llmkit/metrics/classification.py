@@ -70,7 +70,11 @@ class Kinds:
 def scores(kinds: Kinds, *, bootstrap: bool, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
     """Every metric by name. precision, recall and f1 are macro averages over the classes that occur, of one class an
     item, and micro averages of several; f1_micro, f1_macro and f1_weighted (by gold items) say which they are."""
-    values = {name: float(found[0]) for name, found in _metrics(kinds, kinds.number[:, None].astype(float)).items()}
+
+    def of(number: Floats) -> dict[str, Floats]:
+        return metrics_of(kinds.counts(number), multi_label=kinds.is_multi_label)
+
+    values = {name: float(found[0]) for name, found in of(kinds.number[:, None].astype(np.float64)).items()}
     total = int(kinds.number.sum())
     if not bootstrap or total < 2:
         return {name: (value, None, None) for name, value in values.items()}
@@ -79,23 +83,22 @@ def scores(kinds: Kinds, *, bootstrap: bool, resamples: int = 1000, seed: int = 
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
         number = generator.multinomial(total, kinds.number / total, size=size).T.astype(np.float64)
-        for name, found in _metrics(kinds, number).items():
+        for name, found in of(number).items():
             drawn[name].append(found)
     ends = {name: np.percentile(np.concatenate(parts), [2.5, 97.5]) for name, parts in drawn.items()}
     return {name: (value, float(ends[name][0]), float(ends[name][1])) for name, value in values.items()}
 
 
-def _metrics(kinds: Kinds, number: Floats) -> dict[str, Floats]:
+def metrics_of(found: Counts, *, multi_label: bool) -> dict[str, Floats]:
     """(R,) each."""
-    found = kinds.counts(number)
     precision, recall, f1 = class_scores(found)
-    macro = [_mean(part, found, whole=kinds.is_multi_label) for part in (precision, recall, f1)]
+    macro = [_mean(part, found, whole=multi_label) for part in (precision, recall, f1)]
     true, gold, predicted = (part.sum(0) for part in (found.true, found.gold, found.predicted))
     micro = [_divide(true, predicted), _divide(true, gold), _divide(2 * true, gold + predicted)]
     metrics = {"accuracy": found.hits / found.items}
-    metrics |= dict(zip(("precision", "recall", "f1"), micro if kinds.is_multi_label else macro, strict=True))
+    metrics |= dict(zip(("precision", "recall", "f1"), micro if multi_label else macro, strict=True))
     metrics |= {"f1_micro": micro[2], "f1_macro": macro[2], "f1_weighted": _divide((f1 * found.gold).sum(0), gold)}
-    return metrics if kinds.is_multi_label else {**metrics, "mcc": _matthews(found)}
+    return metrics if multi_label else {**metrics, "mcc": _matthews(found)}
 
 
 def class_scores(found: Counts) -> tuple[Floats, Floats, Floats]:

@@ -118,3 +118,9 @@ def ter_columns(hypotheses: Sequence[str], references: Sequence[Sequence[str]], 
     metric = TER(normalized=asian, asian_support=asian)
     found = [metric.sentence_score(text, list(own)) for text, own in zip(hypotheses, references, strict=True)]
     return np.array([[score.num_edits, score.ref_length] for score in found], dtype=np.float64).T
+
+
+def ter_of(sums: Floats) -> Floats:
+    """(2, R) sums -> (R,) TER, 0 to 100 and more."""
+    score: Floats = 100 * sums[0] / np.where(sums[1] > 0, sums[1], np.nan)
+    return score

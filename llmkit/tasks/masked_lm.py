@@ -177,8 +177,15 @@ def _items(sums: RowSums, predictions: list[Prediction], split: Split, pairs: bo
             "perplexity": math.exp(min(mean, 700.0)),
             "tokens": int(own["tokens"]),
             "mlm_accuracy": own["correct"] / own["tokens"],
+            "sums": {
+                "mlm_loss": (own["mlm"], own["tokens"]),
+                "perplexity": (own["mlm"], own["tokens"]),
+                "mlm_accuracy": (own["correct"], own["tokens"]),
+            },
         }
         if pairs:
+            item["sums"]["nsp_loss"] = (own["nsp"], own["pairs"])
+            item["sums"]["nsp_accuracy"] = (own["nsp_correct"], own["pairs"])
             item["nsp_accuracy"] = own["nsp_correct"] / own["pairs"]
             item["nsp_labels"] = [one.values["label"] for one in told[row]]
             item["nsp_predictions"] = [one.values["predicted"] for one in told[row]]

@@ -42,7 +42,7 @@ def _translation(with_ter: bool, texts: list[str], references: list[list[str]], 
         "chrf": (translation.chrf_columns(texts, references), translation.chrf_of),
     }
     if with_ter:
-        tables["ter"] = (translation.ter_columns(texts, references, tokenizer), _percentage)
+        tables["ter"] = (translation.ter_columns(texts, references, tokenizer), translation.ter_of)
     metrics = {name: _metric(table, statistic, bootstrap=bootstrap) for name, (table, statistic) in tables.items()}
     rows = {name: statistic(table).tolist() for name, (table, statistic) in tables.items()} if bootstrap else {}
     notes = [f"sacrebleu: {translation.bleu_signature(tokenizer)}; chrf: chrF2, character n-grams to 6"]
@@ -76,10 +76,6 @@ def _metric(table: Floats, statistic: Callable[[Floats], Floats], *, bootstrap: 
 def _ratio(sums: Floats) -> Floats:
     found: Floats = sums[0] / np.where(sums[1] > 0, sums[1], np.nan)
     return found
-
-
-def _percentage(sums: Floats) -> Floats:
-    return 100 * _ratio(sums)
 
 
 def _items(texts: list[str], references: list[list[str]], rows: dict[str, list[Any]]) -> list[dict[str, Any]]:

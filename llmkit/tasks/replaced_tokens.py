@@ -166,6 +166,7 @@ def _items(sums: RowSums, split: Split) -> list[dict[str, Any]]:
     for number, (place, row) in enumerate(zip(split.origins(sums.rows), sums.rows.tolist(), strict=True)):
         own = {name: column[number].item() for name, column in sums.columns.items()}
         replaced = own["true_positives"] + own["false_negatives"]
+        wrong = own["false_positives"] + own["false_negatives"]
         items.append(
             {
                 "row": row,
@@ -175,6 +176,11 @@ def _items(sums: RowSums, split: Split) -> list[dict[str, Any]]:
                 "tokens": int(own["tokens"]),
                 "replaced": int(replaced),
                 **{name: int(own[name]) for name in CONFUSION},
+                "sums": {
+                    "generator_loss": (own["generator"], own["masked"]),
+                    "detection_loss": (own["detection"], own["tokens"]),
+                    "detection_f1": (2 * own["true_positives"], own["true_positives"] * 2 + wrong),
+                },
             }
         )
     return items

@@ -151,3 +151,65 @@ def test_items_with_a_score_of_their_own_are_paired(tmp_path: Path) -> None:
     assert 0 < found["low"] < found["difference"] < found["high"]
     assert found["p"] == pytest.approx(sign_test(better, worse))
     assert found["better"] == "b"
+
+
+def evaluated(directory: Path, metrics: dict[str, float], items: list[dict[str, Any]]) -> Path:
+    places = [{"row": i, "source": 0, "file": "x", "line": i, "hash": f"{i}"} for i in range(len(items))]
+    document = {"metrics": {name: {"value": value} for name, value in metrics.items()}, "provenance": PROVENANCE}
+    results.write(directory, document, [{**place, **item} for place, item in zip(places, items, strict=True)])
+    return directory
+
+
+def test_metrics_of_classes_have_intervals(tmp_path: Path) -> None:
+    from sklearn.metrics import f1_score, matthews_corrcoef
+
+    draw = np.random.default_rng(1)
+    names = np.array(["bad", "good", "odd"])
+    gold = names[draw.integers(0, 3, 300)]
+    guesses = [np.where(draw.random(300) < share, gold, names[draw.integers(0, 3, 300)]) for share in (0.4, 0.8)]
+    values = [
+        {"f1": f1_score(gold, guess, average="macro"), "mcc": matthews_corrcoef(gold, guess)} for guess in guesses
+    ]
+    a, b = (
+        evaluated(
+            tmp_path / side,
+            values[i],
+            [{"label": g, "prediction": p, "accuracy": 1.0 * (g == p)} for g, p in zip(gold, guesses[i], strict=True)],
+        )
+        for i, side in enumerate("ab")
+    )
+    for name, found in compare(a, b, quiet())["metrics"].items():
+        assert found["difference"] == pytest.approx(values[1][name] - values[0][name])
+        assert 0 < found["low"] < found["difference"] < found["high"]
+        assert found["p"] is None
+        assert found["better"] == "b"
+
+
+def test_written_texts_are_compared_by_the_corpus_score(tmp_path: Path) -> None:
+    """sacreBLEU's own paired bootstrap is over the same sums; its BLEU is the difference's."""
+    import sacrebleu
+
+    draw = np.random.default_rng(2)
+    words = ["a", "man", "in", "red", "walks", "his", "old", "dog", "along", "the", "quiet", "river", "today"]
+    references = [" ".join(draw.choice(words, 9)) for _ in range(60)]
+    texts = [
+        [" ".join(w if draw.random() < keep else "x" for w in text.split()) for text in references]
+        for keep in (0.6, 0.9)
+    ]
+    scores = [sacrebleu.corpus_bleu(own, [references]).score for own in texts]
+    runs = [
+        evaluated(
+            tmp_path / side,
+            {"sacrebleu": scores[i]},
+            [
+                {"prediction": text, "references": [reference], "sacrebleu": 50.0, "loss": 1.0, "tokens": 3}
+                for text, reference in zip(texts[i], references, strict=True)
+            ],
+        )
+        for i, side in enumerate("ab")
+    ]
+    found = compare(runs[0], runs[1], quiet())["metrics"]["sacrebleu"]
+    assert found["difference"] == pytest.approx(scores[1] - scores[0])
+    assert 0 < found["low"] < found["difference"] < found["high"]
+    assert found["p"] < 0.01
+    assert found["better"] == "b"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llmkit.metrics import bootstrap
-from llmkit.metrics.bootstrap import paired_ratio_interval, ratio_interval, sign_test, sums_interval
+from llmkit.metrics.bootstrap import paired_interval, ratio_interval, sign_test, sums_interval
 
 
 def documents(n: int, seed: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +112,7 @@ def test_memory_is_bounded_for_a_million_items() -> None:
 def test_paired_difference_is_narrower_than_unpaired() -> None:
     top, bottom = documents(200)
     better = top - 0.1 * bottom
-    difference, low, high = paired_ratio_interval((top, bottom), (better, bottom))
+    difference, low, high = paired_interval((top, bottom), (better, bottom), lambda sums: sums[0] / sums[1])
     assert difference == pytest.approx(-0.1)
     assert low == pytest.approx(-0.1)
     assert high == pytest.approx(-0.1)
