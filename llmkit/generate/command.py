@@ -174,7 +174,7 @@ def output_settings(place: Path | str, recipe: Recipe) -> dict[str, Any]:
     return {
         "model_sha256": model_sha256(place),
         "task": recipe.task.type,
-        "source_prefix": getattr(recipe.task, "source_prefix", None),
+        **{name: getattr(recipe.task, name, None) for name in ("source_prefix", "src_lang", "tgt_lang")},
         **{f"generation.{name}": value for name, value in section.items()},
         "seed": seed if recipe.generation.do_sample else None,
     }

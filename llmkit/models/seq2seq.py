@@ -15,7 +15,7 @@ from llmkit.models.wrapping import base_of, prompt_length
 class Seq2SeqModule(nn.Module):
     """`forward(batch) -> {"loss": sum of -log p(label) over labels that are not IGNORE}`, in float32 at least.
 
-    The decoder reads the labels shifted right, as transformers' own forward does (`prepare_decoder_input_ids...`).
+    The decoder reads the labels shifted right, as transformers' own forward does.
     label_smoothing: in training alone (arXiv:1512.00567, as torch's cross_entropy has it).
     """
 
@@ -45,7 +45,7 @@ class Seq2SeqModule(nn.Module):
         logits: torch.Tensor = model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            decoder_input_ids=inner.prepare_decoder_input_ids_from_labels(batch["labels"]),
+            decoder_input_ids=decoder_inputs(inner, batch["labels"]),
             use_cache=False,
         ).logits
         return logits
@@ -67,4 +67,14 @@ def decoder_start(model: Any, end_id: int) -> int:
     """The token that the decoder begins with in training, asked of the model: configs call it by several names, and
     some architectures turn the labels round instead."""
     labels = torch.tensor([[end_id]], device=model.device)
-    return int(model.prepare_decoder_input_ids_from_labels(labels)[0, 0])
+    return int(decoder_inputs(model, labels)[0, 0])
+
+
+def decoder_inputs(model: Any, labels: torch.Tensor) -> torch.Tensor:
+    """(B, T) what the decoder reads to predict `labels`: the model's own, or (M2M100, NLLB) what its forward makes."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        own: torch.Tensor = model.prepare_decoder_input_ids_from_labels(labels)
+        return own
+    shifted = labels.roll(1, dims=1)
+    shifted[:, 0] = model.config.decoder_start_token_id
+    return shifted.masked_fill(shifted == IGNORE, model.config.pad_token_id)

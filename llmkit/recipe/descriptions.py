@@ -27,6 +27,8 @@ DESCRIPTIONS: dict[str, str] = {
     "task.n_best_size": "Answers considered a window.",
     "task.null_score_diff_threshold": "How much better no answer must score to be given.",
     "task.source_prefix": "Text before every source, e.g. 'summarize: '.",
+    "task.src_lang": "Language of the sources, as a tokenizer of many languages marks it (zho_Hans, zh_CN).",
+    "task.tgt_lang": "Language of the targets, marked alike.",
     "task.loss": "The preference loss.",
     "task.beta": "Strength of the preference loss; null: its paper's.",
     "model": "Which network: given weights, or an architecture from scratch.",

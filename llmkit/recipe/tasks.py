@@ -88,18 +88,24 @@ class QuestionAnswering(_Task):
     null_score_diff_threshold: float = 0.0
 
 
-class Translation(_Task):
-    """Source to target text. `source_prefix` is put before every source."""
+class _Written(_Task):
+    """`source_prefix` is put before every source; `src_lang`, `tgt_lang`: for models of many languages."""
+
+    source_prefix: str | None = None
+    src_lang: str | None = None
+    tgt_lang: str | None = None
+
+
+class Translation(_Written):
+    """Source to target text."""
 
     type: Literal["translation"]
-    source_prefix: str | None = None
 
 
-class Summarization(_Task):
-    """Long text to short text. `source_prefix` is put before every source."""
+class Summarization(_Written):
+    """Long text to short text."""
 
     type: Literal["summarization"]
-    source_prefix: str | None = None
 
 
 class Preference(_Task):

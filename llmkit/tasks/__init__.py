@@ -15,6 +15,7 @@ from llmkit.tasks import (
     causal_lm,
     corruption,
     instruction,
+    languages,
     masked_lm,
     pairs,
     preference,
@@ -191,10 +192,19 @@ def complete_tokenizer(recipe: Recipe, directory: Path) -> list[str]:
         tokenizer.add_tokens(tokens, special_tokens=True)
     if names:
         tokenizer.add_special_tokens({**names})
+    spoken = languages.settle(tokenizer, recipe.task)
     framed = {"cls_token", "sep_token"} <= set(named) and frame(tokenizer, recipe.model)
     closed = is_encoder_decoder(recipe.model) and close_texts(tokenizer, list(read_frame(directory).prefix))
     spaced = TASKS[recipe.task.type].words and space_words(tokenizer)
-    if tokens or names or framed or closed or spaced or (template is not None and template != own_template(directory)):
+    if (
+        tokens
+        or names
+        or framed
+        or closed
+        or spaced
+        or spoken
+        or (template is not None and template != own_template(directory))
+    ):
         if template is not None:
             tokenizer.chat_template = template
         tokenizer.save_pretrained(str(directory))

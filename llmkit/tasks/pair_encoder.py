@@ -41,6 +41,11 @@ class Frame:
     suffix: tuple[int, ...]
     end: int
 
+    def marked(self, source: int, target: int) -> Frame:
+        """The same with the mark of another language."""
+        before, after = (tuple(target if i == source else i for i in part) for part in (self.prefix, self.suffix))
+        return Frame(before, after, self.end)
+
     def wrap(self, tokens: np.ndarray, max_length: int) -> tuple[np.ndarray, bool]:
         """A source within `max_length`, cut at its end but never its frame, and whether it was cut."""
         room = max(max_length - len(self.prefix) - len(self.suffix), 1)
@@ -89,12 +94,19 @@ class PairEncoder:
     max_length: int
     overflow: Overflow
     is_encoder_decoder: bool
+    languages: tuple[str, str] | None = None
+    """Of source and target, for tokenizers that mark them (`tasks.languages`)."""
     _engine: BatchEncoder = field(init=False, repr=False)
     _frame: Frame = field(init=False, repr=False)
+    _target_frame: Frame = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._engine = BatchEncoder(self.tokenizer_dir)
         self._frame = (read_frame if self.is_encoder_decoder else _decoder_frame)(self.tokenizer_dir)
+        self._target_frame = self._frame
+        if self.languages is not None:
+            source, target = (read_core(self.tokenizer_dir).token_to_id(code) for code in self.languages)
+            self._target_frame = self._frame.marked(source, target)
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -104,6 +116,7 @@ class PairEncoder:
             "max_length": self.max_length,
             "overflow": self.overflow,
             "encoder_decoder": self.is_encoder_decoder,
+            **({} if self.languages is None else {"languages": list(self.languages)}),
         }
 
     @property
@@ -158,7 +171,7 @@ class PairEncoder:
 
     def _pair(self, source: np.ndarray, target: np.ndarray) -> tuple[dict[str, np.ndarray], str | None]:
         """The streams of a row, and what was too long."""
-        return pair(self._frame, source, target, self.max_length)
+        return pair(self._frame, source, target, self.max_length, self._target_frame)
 
     def _sequence(self, source: np.ndarray, target: np.ndarray) -> tuple[dict[str, np.ndarray], str | None]:
         prompt, long_source = self._frame.wrap(source, int(SOURCE_SHARE * self.max_length))
@@ -181,11 +194,11 @@ def _decoder_frame(directory: Path) -> Frame:
 
 
 def pair(
-    frame: Frame, source: np.ndarray, target: np.ndarray, max_length: int
+    frame: Frame, source: np.ndarray, target: np.ndarray, max_length: int, target_frame: Frame | None = None
 ) -> tuple[dict[str, np.ndarray], str | None]:
     """The streams of an encoder-decoder's row from bare tokens, and what was too long, if anything."""
     inputs, long_source = frame.wrap(source, max_length)
-    labels, long_target = frame.close(target, max_length)
+    labels, long_target = (target_frame or frame).close(target, max_length)
     what = _too_long(long_source, long_target, len(source), len(target), max_length)
     return {"input_ids": inputs, LABELS: labels}, what
 

@@ -14,11 +14,12 @@ import numpy as np
 from llmkit.data.examples import IGNORE, Encoder, Plan, Sample
 from llmkit.data.packing import BinPlan, PaddedPlan
 from llmkit.data.tokenizer import load_tokenizer
+from llmkit.errors import RecipeError
 from llmkit.models.heads import CAUSAL_LM, SEQ2SEQ_LM
 from llmkit.models.source import is_encoder_decoder
 from llmkit.recipe.sections import GenerationSection, Recipe
 from llmkit.recipe.tasks import Summarization, Translation
-from llmkit.tasks import language_model
+from llmkit.tasks import language_model, languages
 from llmkit.tasks.base import Batch, Evaluated, Prediction, Task
 from llmkit.tasks.encoders import LOSS_MASK
 from llmkit.tasks.network import NetworkSpec
@@ -44,13 +45,17 @@ def build(recipe: Recipe, network: NetworkSpec) -> Task:
     assert overflow != "split", "the recipe's checks refuse it"
     seq2seq = is_encoder_decoder(recipe.model)
     length = network.max_length
-    encoder = PairEncoder(network.tokenizer_dir, section.source_prefix or "", length, overflow, seq2seq)
+    spoken = languages.of(section)
+    if spoken is not None and not seq2seq:
+        raise RecipeError("a decoder-only model marks no languages: leave it out", key="task.src_lang")
+    encoder = PairEncoder(network.tokenizer_dir, section.source_prefix or "", length, overflow, seq2seq, spoken)
     weights = tuple(source.weight for source in recipe.data.train)
     base: PromptedTask
     if seq2seq:
         refuse_packing(recipe.data.packing)
-        base = Seq2SeqTask(network, weights, encoder, f"loss: of the target, source and target each at most {length} "
-                           "tokens")  # fmt: skip
+        convention = f"loss: of the target, source and target each at most {length} tokens"
+        forced = None if spoken is None else languages.mark(network.tokenizer_dir, spoken[1])
+        base = Seq2SeqTask(network, weights, encoder, convention, forced_bos_id=forced)
     else:
         base = PairLMTask(network, weights, encoder, recipe.data.packing)
     evaluation = recipe.evaluation

@@ -111,6 +111,8 @@ class Seq2SeqTask:
     pairs: Encoder
     convention: str
     template: str | None = None
+    forced_bos_id: int | None = None
+    """What every target begins with: the mark of its language."""
     loss_weights: dict[str, float] = field(default_factory=lambda: {"loss": 1.0})
     scratch: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -118,7 +120,10 @@ class Seq2SeqTask:
         return self.pairs
 
     def build_model(self) -> nn.Module:
-        return build_module(self.network)
+        module: Any = build_module(self.network)
+        if self.forced_bos_id is not None:
+            module.inner().generation_config.forced_bos_token_id = self.forced_bos_id
+        return module  # type: ignore[no-any-return]
 
     def settle(self, module: nn.Module, saved: dict[str, Any] | None = None) -> tuple[Task, dict[str, Any]]:
         return self, {"packing": False}
