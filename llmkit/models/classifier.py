@@ -55,7 +55,14 @@ class ClassifierModule(nn.Module):
         if self.reads_types:
             inputs["token_type_ids"] = batch["token_type_ids"]
         model = self.model if prompt_length(self.model) else self.inner()  # a tuned prompt stands before the text
-        logits: torch.Tensor = model(**inputs).logits
+        config = self.inner().config
+        if not config.is_encoder_decoder:
+            logits: torch.Tensor = model(**inputs).logits
+        else:  # its head reads at the last end of sequence, and wants as many of them in every row: texts, then pairs
+            ends = (inputs["input_ids"] == config.eos_token_id).sum(1)
+            groups = [(ends == number).nonzero().squeeze(1) for number in ends.unique()]
+            parts = [model(**{name: tensor[rows] for name, tensor in inputs.items()}).logits for rows in groups]
+            logits = torch.cat(parts)[torch.cat(groups).argsort()]
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
     def losses(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:

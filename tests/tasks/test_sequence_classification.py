@@ -149,6 +149,22 @@ def test_every_architecture_is_the_same_in_any_batch(model: str, tmp_path: Path)
     assert loaded.config.id2label == {0: "neg", 1: "neutral", 2: "pos"}
 
 
+@pytest.mark.parametrize("model", ["t5", "bart"])
+def test_texts_and_pairs_in_one_batch(model: str, tmp_path: Path) -> None:
+    """transformers' heads of encoder-decoders refuse rows that end more than once beside rows that do not."""
+    texts = rows(KINDS["single_label"], pairs=True)
+    mixed = [row if i % 3 else {**row, "text_pair": None} for i, row in enumerate(texts)]
+    task, splits = ready(recipe(tmp_path, model, mixed))
+    module = task.build_model().eval()
+    _, batch = first_batch(task, splits["train"])
+    with torch.no_grad():
+        together = module.logits(batch)
+        for i in range(6):
+            alone = task.collate(task.eval_plan(splits["train"]).samples(0, np.array([i])), seed=0, step=0)
+            inputs = {name: alone[name] for name in ("input_ids", "attention_mask")}
+            assert torch.allclose(module.inner()(**inputs).logits[0], together[i], atol=1e-5)
+
+
 def with_ends(place: Path) -> None:
     from tokenizers import Tokenizer, processors
 
