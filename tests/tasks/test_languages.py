@@ -23,11 +23,11 @@ from tests.tasks.seq2seq_toy import NUMERALS, jsonl, make_place
 LANGUAGES = ["eng_Latn", "zho_Hans", "deu_Latn"]
 
 
-def many_languages(directory: Path) -> Path:
+def many_languages(directory: Path, languages: list[str] = LANGUAGES) -> Path:
     """A tiny network as NLLB's: its architecture, and a tokenizer that marks languages."""
     pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", *"0123456789", *NUMERALS, "。"]
     tokenizer = NllbTokenizer(
-        vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], additional_special_tokens=LANGUAGES
+        vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], additional_special_tokens=languages
     )
     config = M2M100Config(
         vocab_size=len(tokenizer), d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=64,
