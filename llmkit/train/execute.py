@@ -67,7 +67,9 @@ def execute(
         with ExitStack() as stack:
             stack.enter_context(stop.defer())
             _open_log(session, state, stack)
+            stack.callback(session.saver.close)
             complete = fit(session.run(), state)
+            session.settle()
         if not complete:
             raise stop.stopped()
         results = _finish(session, state)
