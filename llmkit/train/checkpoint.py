@@ -157,7 +157,7 @@ def _retain(root: Path, newest: Path, keep: int | None, protect: set[int]) -> No
             verify(newest)
     except CheckpointError as error:
         raise EnvironmentFailure(
-            f"{error}; it was written just now, so the disk garbles what it is given; older checkpoints are as they were"
+            f"{error}; it was written just now: the disk garbles what it is given; older checkpoints are as they were"
         ) from error
     for path in (*surplus, *passed_over):
         _delete(path)

@@ -70,7 +70,7 @@ def execute(
             stack.callback(session.saver.close)
             complete = fit(session.run(), state)
             session.settle()
-        if not complete:
+        if not complete or stop.signum is not None:
             raise stop.stopped()
         results = _finish(session, state)
     except RuntimeError as error:

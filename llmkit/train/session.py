@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -21,7 +22,7 @@ from llmkit.metrics.table import METRICS
 from llmkit.recipe.sections import Recipe
 from llmkit.report.console import Console, TrainingView
 from llmkit.report.overfit import OverfitWatch
-from llmkit.signals import StopRequest
+from llmkit.signals import GivenUp, StopRequest
 from llmkit.train import checkpoint, hardware, optim
 from llmkit.train.build import Parts, checkpoint_tensors, load_model_tensors
 from llmkit.train.loop import Run, TrainState
@@ -127,7 +128,7 @@ class Session:
             self.accelerator.log(values, step=event["step"])
 
     def evaluate(self, state: TrainState) -> dict[str, float] | None:
-        """Validation on all ranks; its line is logged. None without validation rows."""
+        """Validation on all ranks; its line is logged. None without validation rows. Raises GivenUp."""
         if self.validation is None or self.validation.num_rows == 0:
             return None
         section = self.recipe.evaluation
@@ -141,6 +142,7 @@ class Session:
                 batch_size=section.per_device_eval_batch_size,
                 max_samples=section.max_samples,
                 bootstrap=False,
+                before_batch=self._heed_stop,
             )
         chosen = section.metrics
         own = {k: m.value for k, m in evaluated.metrics.items() if chosen is None or k == "loss" or k in chosen}
@@ -148,6 +150,14 @@ class Session:
         seconds = round(time.perf_counter() - started, 3)
         self.log({"step": state.step, "split": "validation", **metrics, "tokens": state.tokens, "seconds": seconds})
         return metrics
+
+    def _heed_stop(self) -> None:
+        """Gives an evaluation up, on all ranks, where one of them was asked to stop. Raises GivenUp."""
+        asked = float(self.stop.signum is not None)
+        if self.accelerator.num_processes > 1:
+            asked = self.accelerator.reduce(torch.tensor(asked, device=self.accelerator.device), "sum").item()
+        if asked:
+            raise GivenUp
 
     def evaluation_is_due(self) -> Callable[[TrainState], bool]:
         """Every `eval_steps`; null: at the end of each epoch."""
