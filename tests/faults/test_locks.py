@@ -20,7 +20,7 @@ def race(tiny: TinyRun, run: Path) -> bool:
     trains until it is killed too. Whether it was so."""
     logs = [run.with_name(f"{run.name}-{number}.log") for number in range(2)]
     for log in logs:
-        log.unlink(missing_ok=True)
+        log.write_text("")
     pids = [tiny.zygote.start(tiny.command(run), log) for log in logs]
     deadline = time.monotonic() + 60
     while not (loser := [n for n, log in enumerate(logs) if "in use by" in log.read_text()]):
@@ -40,9 +40,6 @@ def race(tiny: TinyRun, run: Path) -> bool:
 
 def races(tiny: TinyRun, table: FaultTable, number: int) -> None:
     run = tiny.directory / f"raced-{number}"
-    run.mkdir()
-    for log in range(2):
-        run.with_name(f"{run.name}-{log}.log").touch()
     won = sum(race(tiny, run) for _ in range(number))
     table.record(ROW, number, won)
     assert won == number
