@@ -15,6 +15,7 @@ from llmkit import __version__
 from llmkit.options import Options
 from llmkit.outcome import Interrupted, failure, quiet_libraries
 from llmkit.report.console import Console
+from llmkit.signals import STOPPING
 
 app = typer.Typer(
     name="llmkit",
@@ -295,8 +296,10 @@ def run(arguments: list[str]) -> int:
 
 
 def _interrupt(signum: int, frame: object) -> None:
-    """Until a command takes signals over: end here, by an exception that runs every cleanup."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Until a command takes signals over: end here, by an exception that runs every cleanup and that no second signal
+    cuts short; but a second interrupt ends at once."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
     raise Interrupted(signum)
 
 
@@ -304,7 +307,7 @@ def main() -> None:
     """Entry point of `llmkit` and `python -m llmkit`."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOPPING:
         signal.signal(number, _interrupt)
     code = run(sys.argv[1:])
     try:

@@ -72,12 +72,14 @@ class Diverged(LlmkitError):
     status, code = 7, "diverged"
 
 
-class Stopped(LlmkitError):
-    """A signal ended the command. `saved` tells 75 (run again to go on) from 128 + signal (nothing needed saving)."""
+class Stopped(BaseException):
+    """A signal ended the command. `saved` tells 75 (run again to go on) from 128 + signal (nothing needed saving).
 
-    code = "stopped"
+    It is no `Exception`: it may be raised anywhere, and a library must not take it for a failure of its own.
+    """
 
     def __init__(self, signum: int, *, saved: bool, message: str):
         super().__init__(message)
+        self.message = message
         self.signum = signum
         self.status = 75 if saved else 128 + signum

@@ -10,7 +10,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from llmkit import handover
-from llmkit.errors import EnvironmentFailure, LlmkitError, RecipeError
+from llmkit.errors import EnvironmentFailure, LlmkitError, RecipeError, Stopped
 from llmkit.options import Options
 from llmkit.report.console import Console
 
@@ -109,11 +109,13 @@ def as_told(error: BaseException) -> LlmkitError:
     """Any exception as one of ours, with its message and status."""
     if isinstance(error, LlmkitError):
         return error
+    if isinstance(error, Stopped):
+        return _with_status(error.status, error.message, "stopped")
     if isinstance(error, BrokenPipeError):
         return _with_status(BROKEN_PIPE, "the reader of the output has gone", "stopped")
     if isinstance(error, (Interrupted, KeyboardInterrupt)):
         signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
-        counted = signal.SIGTERM if signum == signal.SIGHUP else signum
+        counted = signum if signum == signal.SIGINT else signal.SIGTERM
         return _with_status(128 + counted, f"interrupted by {signal.Signals(signum).name}", "stopped")
     if _is_usage(error):
         return _usage(error)

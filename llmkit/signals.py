@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,6 +16,12 @@ from types import FrameType
 from llmkit.errors import Stopped
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+UNWINDING_SECONDS = 5.0
+"""How long a repeated signal is taken for the same wish as the first, which is being seen to."""
+
+
+class GivenUp(Exception):
+    """An evaluation was left for a signal; it comes again when the run goes on."""
 
 
 class StopRequest:
@@ -27,17 +34,21 @@ class StopRequest:
         self.signum: int | None = None
         self.deferred = False
         self.saved = False
+        self.raised: float | None = None
+        """When the command began to end of a signal, by the monotonic clock."""
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGINT and self.signum == signal.SIGINT and self.deferred:
+        if signum == signal.SIGINT and self.signum == signal.SIGINT:
             os._exit(128 + signum)
         # SIGHUP counts as SIGTERM, and so does the notice ahead of a time limit
         self.signum = signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
-        if not self.deferred:
+        unwinding = self.raised is not None and time.monotonic() - self.raised < UNWINDING_SECONDS
+        if not self.deferred and not unwinding:
             raise self.stopped()
 
     def stopped(self) -> Stopped:
         """The error that ends the command with the right status."""
+        self.raised = time.monotonic()
         signum = self.signum or signal.SIGTERM  # another rank may have got it first
         name = signal.Signals(signum).name
         if self.saved:
@@ -46,7 +57,9 @@ class StopRequest:
 
     @contextmanager
     def defer(self) -> Iterator[None]:
-        """Within, a signal only sets the request."""
+        """Within, a signal only sets the request. Raises Stopped where one came before and a library swallowed it."""
+        if self.signum is not None:
+            raise self.stopped()
         self.deferred = True
         try:
             yield
@@ -56,11 +69,19 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Installs the handlers and puts the old ones back."""
+    """Installs the handlers, and puts the old ones back unless a signal came: then a second one must cut nothing short.
+
+    An error that follows a signal is the signal's doing (a library that was cut short), and told as such.
+    """
     request = StopRequest()
     old = {number: signal.signal(number, request.handle) for number in STOPPING}
     try:
         yield request
+    except Exception as error:
+        if request.raised is not None:
+            raise request.stopped() from error
+        raise
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        if request.signum is None:
+            for number, handler in old.items():
+                signal.signal(number, handler)

@@ -1,13 +1,14 @@
 """`llmkit verify DIR`: re-proves a run, a checkpoint, a model or a prepared dataset from what is on the disk now.
 
 Looks only, locks nothing, imports no torch. A run is everything in it: run.json, the recipe, the metrics, each
-checkpoint, the model, the prepared data. The first file that is not what its manifest says is named; exit 3 for
-prepared data, else 4.
+checkpoint, the model, the prepared data, the evaluation. The first file that is not what its manifest says is named;
+exit 3 for prepared data, else 4.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from llmkit.report.console import Console
 from llmkit.train import checkpoint
 from llmkit.train.rundir import CHECKPOINTS, EVALUATION, METRICS, MODEL, PREPARED, RECIPE, RESULTS, RUN
 
+PREDICTIONS = "predictions.jsonl"
+FINGERPRINT = re.compile("[0-9a-f]{64}")
 PREPARED_SIGNS = ("report.json", "rejected.jsonl", "tokenizer", "train")
 """What a prepared dataset has beside its manifest; two of them tell it from a model where the manifest is gone."""
 
@@ -90,12 +93,7 @@ def _names_fingerprint(path: Path) -> bool:
 
 
 def _run(path: Path, proof: Proof) -> None:
-    try:
-        record = unseal((path / RUN).read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path / RUN} is missing or cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path / RUN} is damaged: {error}") from None
+    record = _unsealed(path / RUN)
     files: dict[str, Any] = record.get("files", {})
     size = 0
     for name, entry in {RECIPE: None, **files}.items():
@@ -103,7 +101,7 @@ def _run(path: Path, proof: Proof) -> None:
         if (entry or found) != found or (name == RECIPE and found["sha256"] != record.get("recipe_sha256")):
             raise CheckpointError(f"{path / name} is not what the run wrote: its sha256 is not the one in {RUN}")
         size += found["bytes"]
-    for name in (METRICS, RESULTS, f"{EVALUATION}/{RESULTS}"):
+    for name in (METRICS, RESULTS):
         _check_json(path / name)
     proof.add("run", path, 1 + len({RECIPE, *files}), size)
     if record.get("status") == "completed" and not (path / MODEL).is_dir():
@@ -113,6 +111,26 @@ def _run(path: Path, proof: Proof) -> None:
         _sealed(path / MODEL, proof)
     if (path / PREPARED).is_dir():
         _all_prepared(path / PREPARED, proof)
+    if (path / EVALUATION / RESULTS).is_file():
+        _evaluation(path / EVALUATION, proof)
+
+
+def _evaluation(path: Path, proof: Proof) -> None:
+    wanted = _unsealed(path / RESULTS).get("predictions_sha256")
+    found = _hash(path / PREDICTIONS)
+    if found["sha256"] != wanted:
+        raise CheckpointError(f"{path / PREDICTIONS} is not what {RESULTS} beside it was computed from; evaluate again")
+    proof.add("evaluation", path, 2, found["bytes"] + (path / RESULTS).stat().st_size)
+
+
+def _unsealed(path: Path) -> dict[str, Any]:
+    """A JSON object that proves itself. Raises CheckpointError."""
+    try:
+        return unseal(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} is missing or cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
 
 
 def _hash(path: Path) -> dict[str, Any]:
@@ -159,8 +177,9 @@ def _sealed(path: Path, proof: Proof) -> None:
 
 
 def _all_prepared(path: Path, proof: Proof) -> None:
+    """Whatever has a fingerprint for its name, so that one whose manifest is gone is missed; not what is being made."""
     for directory in sorted(path.iterdir()):
-        if directory.is_dir() and (directory / MANIFEST).is_file():
+        if directory.is_dir() and (FINGERPRINT.fullmatch(directory.name) or (directory / MANIFEST).is_file()):
             _prepared(directory, proof)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from llmkit.errors import CheckpointError, DataError, RecipeError
+from llmkit.evaluate import results
 from llmkit.manifest import unseal, write_manifest
 from llmkit.report.console import Console
 from llmkit.train import checkpoint, metricslog
@@ -47,8 +48,7 @@ def run(tmp_path: Path) -> Path:
         log.close()
         make_model(directory.model)
         (directory.path / "results.json").write_text('{"loss": 1.5}')
-        (directory.path / "evaluation").mkdir()
-        (directory.path / "evaluation" / "results.json").write_text('{"metrics": {}}')
+        results.write(directory.path / "evaluation", {"metrics": {"f1": {3: 0.1}}}, [{"id": 1}])
         directory.finish("completed", 0, "done", steps=20)
     return tmp_path / "run"
 
@@ -61,8 +61,9 @@ def test_a_whole_run(run: Path) -> None:
         "step-00000010",
         "step-00000020",
         "model",
+        "evaluation",
     ]
-    assert result["files"] == 4 + 3 + 3 + 4
+    assert result["files"] == 4 + 3 + 3 + 4 + 2
     assert result["bytes"] > 200
 
 
@@ -83,8 +84,8 @@ def test_one_line_on_stdout_or_nothing_with_json(run: Path) -> None:
 def test_a_flipped_bit_in_any_file_is_found_and_named(run: Path, tmp_path: Path) -> None:
     dice = random.Random(1)
     files = [path.relative_to(run) for path in sorted(run.rglob("*")) if path.is_file()]
-    files = [path for path in files if path.name not in (".lock", "latest") and path.parts[0] != "evaluation"]
-    assert len(files) == 14
+    files = [path for path in files if path.name not in (".lock", "latest")]
+    assert len(files) == 16
     for name in files * 5:
         bad = tmp_path / "bad"
         shutil.rmtree(bad, ignore_errors=True)
@@ -101,7 +102,15 @@ def test_a_flipped_bit_in_any_file_is_found_and_named(run: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(
     "name",
-    ["run.json", "recipe.yaml", "results.json", "model", "model/manifest.json", "checkpoints/step-00000010/state.json"],
+    [
+        "run.json",
+        "recipe.yaml",
+        "results.json",
+        "model",
+        "model/manifest.json",
+        "checkpoints/step-00000010/state.json",
+        "evaluation/predictions.jsonl",
+    ],
 )
 def test_a_missing_file_is_named(run: Path, name: str) -> None:
     path = run / name
@@ -139,6 +148,12 @@ def test_a_prepared_dataset_without_its_manifest_is_data(tmp_path: Path) -> None
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(DataError, match=r"manifest\.json is missing"):
         verify(tmp_path, quiet())
+
+
+def test_a_dataset_of_a_run_without_its_manifest_is_missed(run: Path) -> None:
+    (run / "prepared" / ("0a" * 32)).mkdir(parents=True)
+    with pytest.raises(DataError, match=r"manifest\.json is missing"):
+        verify(run, quiet())
 
 
 def test_the_manifest_names_every_file_but_hidden_ones(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 from rich.cells import cell_len
 
 from llmkit.errors import DataError
-from llmkit.files import environment_errors, fsync_directory, read_json, sha256_file, write_json
+from llmkit.files import dump_json, environment_errors, fsync_directory, read_json, sha256_file, write_atomic
+from llmkit.manifest import seal
 from llmkit.metrics.table import METRICS
 from llmkit.tasks.base import Evaluated, Metric
 
@@ -46,10 +47,11 @@ def metric_json(metric: Metric) -> dict[str, float | int | None]:
 
 
 def write(directory: Path, document: dict[str, Any], items: Iterable[dict[str, Any]]) -> None:
-    """Predictions first, then results.json, which names their hash: results that exist are whole."""
+    """Predictions first, then results.json, which names their hash and proves itself: results that exist are whole."""
     path = directory / PREDICTIONS
     _write_lines(path, items)
-    write_json(directory / RESULTS, {**document, "predictions_sha256": sha256_file(path)})
+    plain = json.loads(dump_json({**document, "predictions_sha256": sha256_file(path)}))
+    write_atomic(directory / RESULTS, seal(plain))
 
 
 def read(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -44,14 +44,23 @@ def evaluate_split(
     max_samples: int | None = None,
     bootstrap: bool = False,
     progress: Progress | None = None,
+    before_batch: Callable[[], None] | None = None,
 ) -> Evaluated:
     """Metrics of `module` on `split`, the same on every process. `module` is the unwrapped TaskModule on its device.
 
     batch_size: sequences a batch and process; None: as many as a budget of tokens allows.
     max_samples: at most that many records, always the same ones (chosen by a hash). bootstrap: with 95% intervals.
+    before_batch: called on all processes together; one that raises on all of them gives the evaluation up.
     """
     predictions = predict_split(
-        task, module, split, accelerator, batch_size=batch_size, max_samples=max_samples, progress=progress
+        task,
+        module,
+        split,
+        accelerator,
+        batch_size=batch_size,
+        max_samples=max_samples,
+        progress=progress,
+        before_batch=before_batch,
     )
     return task.finalize(predictions, split, bootstrap=bootstrap)
 
@@ -65,6 +74,7 @@ def predict_split(
     batch_size: int | None = None,
     max_samples: int | None = None,
     progress: Progress | None = None,
+    before_batch: Callable[[], None] | None = None,
 ) -> list[Prediction]:
     """Predictions of all processes on every process, in the order of their rows. Parameters as `evaluate_split`."""
     import torch
@@ -82,6 +92,8 @@ def predict_split(
     autocast = accelerator.autocast if accelerator is not None else nullcontext
     with evaluating(module), torch.inference_mode(), autocast():
         for turn in range(0, len(batches), world):
+            if before_batch is not None:
+                before_batch()
             # a process without a batch in the last turn runs the first one again: a sharded model needs all of them
             mine = turn + rank < len(batches)
             indices = batches[turn + rank if mine else 0]

@@ -254,6 +254,14 @@ def model_tensors(module: nn.Module, *, whole: bool = False) -> dict[str, torch.
     return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
 
 
+def checkpoint_tensors(recipe: Recipe, parts: Parts) -> dict[str, dict[str, torch.Tensor]]:
+    """File stem -> tensors of a run as they are now, nothing copied."""
+    return {
+        "model": model_tensors(parts.module, whole=recipe.model.config is not None),
+        "optimizer": optim.state_tensors(parts.module, parts.optimizers),
+    }
+
+
 def load_model_tensors(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     """The inverse of `model_tensors`; copies in place, so that ties and the optimiser's references hold."""
     own = module.state_dict(keep_vars=True)

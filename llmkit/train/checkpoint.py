@@ -152,8 +152,13 @@ def _retain(root: Path, newest: Path, keep: int | None, protect: set[int]) -> No
     surplus = [] if keep is None else spare[: max(0, min(len(spare), len(older) + 1 - keep))]
     # A later step than the one just saved can only be one that resuming has passed over.
     passed_over = [path for path in others if path not in older and not _is_valid(path)]
-    if surplus or passed_over:
-        verify(newest)
+    try:
+        if surplus or passed_over:
+            verify(newest)
+    except CheckpointError as error:
+        raise EnvironmentFailure(
+            f"{error}; it was written just now: the disk garbles what it is given; older checkpoints are as they were"
+        ) from error
     for path in (*surplus, *passed_over):
         _delete(path)
     _recover(root)

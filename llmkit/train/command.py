@@ -105,7 +105,7 @@ def _lead(
         directory.check_data(prepared.fingerprint, prepared.sources)
         results = _train(recipe, options, console, prepared, existing, directory, stop)
     except BaseException as error:
-        _record_failure(directory, error)
+        _record_failure(directory, stop.stopped() if stop.raised is not None else error)
         raise
     return results
 

@@ -23,6 +23,7 @@ from llmkit.train.loop import TrainState, fit
 from llmkit.train.rundir import CHECKPOINTS, METRICS, MODEL, REPORT, RESULTS, TRACKING, Existing, RunDirectory
 from llmkit.train.schedules import Schedule
 from llmkit.train.session import Session
+from llmkit.train.space import check_space
 
 
 def execute(
@@ -43,6 +44,8 @@ def execute(
     task.prepare(prepared.splits.get("train"), prepared.splits.get("validation"))
     kept = existing.record.get("resolved") if existing.found != "absent" else None
     parts = build(recipe, task, prepared, accelerator, kept or None)
+    if directory is not None:
+        check_space(recipe, parts, directory.checkpoints)
     identity = identities.identity(recipe)
     if existing.found != "absent":
         _check_length(recipe, existing, identity, parts)
@@ -67,8 +70,10 @@ def execute(
         with ExitStack() as stack:
             stack.enter_context(stop.defer())
             _open_log(session, state, stack)
+            stack.callback(session.saver.close)
             complete = fit(session.run(), state)
-        if not complete:
+            session.settle()
+        if not complete or stop.signum is not None:
             raise stop.stopped()
         results = _finish(session, state)
     except RuntimeError as error:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from llmkit import handover
 from llmkit.errors import EnvironmentFailure
+from llmkit.signals import STOPPING
 
 _PARENT = "LLMKIT_PARENT_PID"
 _PR_SET_PDEATHSIG = 1
@@ -113,8 +114,7 @@ def _wait(children: list[subprocess.Popen[bytes]], note: Callable[[str], None]) 
             if child.poll() is None:
                 child.send_signal(signum)
 
-    stopping = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-    old = {number: signal.signal(number, forward) for number in stopping}
+    old = {number: signal.signal(number, forward) for number in STOPPING}
     try:
         while any(child.poll() is None for child in children):
             codes = [child.poll() for child in children]

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from llmkit.errors import Diverged
-from llmkit.signals import StopRequest
+from llmkit.signals import GivenUp, StopRequest
 from llmkit.train.feed import Feed, StepFeed
 from llmkit.train.schedules import Schedule
 
@@ -47,6 +47,8 @@ class TrainState:
     evaluations_without_improvement: int = 0
     last_evaluation: dict[str, float] = field(default_factory=dict)
     ended_early: bool = False
+    evaluation_pending: bool = False
+    """The evaluation after `step` is due and not done: a signal came before its end, and resuming begins with it."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,7 +77,7 @@ class Run:
     stop: StopRequest
     log: Callable[[dict[str, Any]], None]
     evaluate: Callable[[TrainState], dict[str, float] | None]
-    """Validation; returns its metrics, on every rank."""
+    """Validation; returns its metrics, on every rank. Raises GivenUp, on every rank, where a signal came."""
     save: Callable[[TrainState], None]
     save_is_due: Callable[[TrainState], bool]
     """By this rank's own clock and step; the ranks agree on it in the step's reduction."""
@@ -97,31 +99,39 @@ def fit(run: Run, state: TrainState) -> bool:
     clock = time.perf_counter()
     tokens_at_clock = state.tokens
     run.module.train()
-    while state.step < total and not state.ended_early:
-        feed = run.feed.take(state.step)
-        learning_rate = run.schedule.learning_rate(state.step)
-        outcome = train_step(run, state, feed, learning_rate)
-        state.step += 1
-        state.tokens += outcome.tokens
-        if state.step % run.logging_steps == 0 or state.step == total:
-            now = time.perf_counter()
-            rate = (state.tokens - tokens_at_clock) / max(now - clock, 1e-9)
-            run.log(train_event(run, state, feed, outcome, learning_rate, rate))
-            clock, tokens_at_clock = now, state.tokens
-        new_best = False
-        evaluated = run.evaluation_is_due(state) or state.step == total
+    stop = save = False
+    while (state.step < total or state.evaluation_pending) and not state.ended_early:
+        if not state.evaluation_pending:
+            feed = run.feed.take(state.step)
+            learning_rate = run.schedule.learning_rate(state.step)
+            outcome = train_step(run, state, feed, learning_rate)
+            stop, save = outcome.stop, outcome.save
+            state.step += 1
+            state.tokens += outcome.tokens
+            if state.step % run.logging_steps == 0 or state.step == total:
+                now = time.perf_counter()
+                rate = (state.tokens - tokens_at_clock) / max(now - clock, 1e-9)
+                run.log(train_event(run, state, feed, outcome, learning_rate, rate))
+                clock, tokens_at_clock = now, state.tokens
+            state.evaluation_pending = run.evaluation_is_due(state) or state.step == total
+        new_best, evaluated = False, state.evaluation_pending
         if evaluated:
-            metrics = run.evaluate(state)
+            try:
+                metrics = run.evaluate(state)
+            except GivenUp:
+                run.save(state)
+                return False
+            state.evaluation_pending = False
             if metrics is not None:
                 state.last_evaluation = metrics
                 new_best = run.after_evaluation(state, metrics)
                 patience = run.patience
                 state.ended_early = patience is not None and state.evaluations_without_improvement >= patience
         finished = state.step == total or state.ended_early
-        stopping = outcome.stop and not finished
-        if outcome.save or new_best or stopping or finished:
+        stopping = stop and not finished
+        if save or new_best or stopping or finished:
             run.save(state)
-        if evaluated or outcome.save:
+        if evaluated or save:
             clock, tokens_at_clock = time.perf_counter(), state.tokens
         if stopping:
             return False

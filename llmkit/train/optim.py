@@ -148,6 +148,18 @@ OPTIMIZERS: dict[Optimizer, Callable[[NamedParameters, Settings], list[torch.opt
     "adamw_8bit": _adamw_8bit,
 }
 
+MOMENTS_AT_LEAST: dict[Optimizer, int] = {
+    "adamw": 2,
+    "adamw_torch": 2,
+    "adamw_torch_fused": 2,
+    "adafactor": 0,
+    "lion": 1,
+    "muon": 1,
+    "sgd": 1,
+    "adamw_8bit": 0,
+}
+"""Tensors as large as the parameter that an optimiser keeps of each parameter: what a checkpoint takes beside it."""
+
 
 def trainable(module: nn.Module) -> NamedParameters:
     return [(name, p) for name, p in module.named_parameters() if p.requires_grad]

@@ -7,7 +7,6 @@ validation and saving, so that the time and the memory reported are measured.
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,8 @@ def try_once(recipe: Recipe, options: Options, prepared: Prepared, scratch: Path
 
     from llmkit.tasks import build_task
     from llmkit.train import checkpoint, hardware, optim
-    from llmkit.train.build import build, make_accelerator, model_tensors
+    from llmkit.train.build import build, checkpoint_tensors, make_accelerator
+    from llmkit.train.saver import Saver
     from llmkit.train.trial import longest_step, validate_once
 
     hardware.keep_freed_memory()
@@ -75,14 +75,10 @@ def try_once(recipe: Recipe, options: Options, prepared: Prepared, scratch: Path
     try:
         seconds = longest_step(recipe, parts, accelerator)
         evaluation_seconds = validate_once(recipe, parts, prepared.splits.get("validation"), accelerator)
-        tensors = {
-            "model": model_tensors(parts.module, whole=recipe.model.config is not None),
-            "optimizer": optim.state_tensors(parts.module, parts.optimizers),
-        }
-        started = time.perf_counter()
-        saved = checkpoint.save(scratch / "checkpoints", 1, tensors, {}, keep=None)
-        save_seconds = time.perf_counter() - started
-        checkpoint_bytes = sum(file.stat().st_size for file in saved.iterdir())
+        tensors, place, saver = checkpoint_tensors(recipe, parts), scratch / "checkpoints", Saver()
+        stall_seconds = saver.save(tensors, lambda copy: checkpoint.save(place, 1, copy, {}, keep=None))
+        saver.wait()
+        checkpoint_bytes = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
         peak = hardware.peak_memory(accelerator.device)
     finally:
         parts.feed.close()
@@ -98,7 +94,8 @@ def try_once(recipe: Recipe, options: Options, prepared: Prepared, scratch: Path
         "tokens_at_most": int(tokens),
         "step_seconds": round(seconds, 3),
         "evaluation_seconds": None if evaluation_seconds is None else round(evaluation_seconds, 3),
-        "save_seconds": round(save_seconds, 3),
+        "save_seconds": round(stall_seconds + saver.write_seconds, 3),
+        "save_stall_seconds": round(stall_seconds, 3),
         "estimated_seconds": round(seconds * steps, 1),
         "peak_memory_bytes": peak,
         "checkpoint_bytes": checkpoint_bytes,
@@ -142,6 +139,7 @@ def run_lines(run: dict[str, Any]) -> list[str]:
         f"{'compiled' if run['torch_compile'] else 'not compiled'}, on {run['device']}",
         f"  longest step       {run['step_seconds']:.2f} s; all steps at most {duration(run['estimated_seconds'])}",
         f"  peak memory        {run['peak_memory_bytes'] / 1e9:.2f} GB",
-        f"  checkpoint         {run['checkpoint_bytes'] / 1e6:.1f} MB in {run['save_seconds']:.2f} s; "
+        f"  checkpoint         {run['checkpoint_bytes'] / 1e6:.1f} MB in {run['save_seconds']:.2f} s, "
+        f"training stands for {run['save_stall_seconds']:.2f} of them; "
         f"{run['free_disk_bytes'] / 1e9:.1f} GB free",
     ]

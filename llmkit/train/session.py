@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -21,12 +22,13 @@ from llmkit.metrics.table import METRICS
 from llmkit.recipe.sections import Recipe
 from llmkit.report.console import Console, TrainingView
 from llmkit.report.overfit import OverfitWatch
-from llmkit.signals import StopRequest
+from llmkit.signals import GivenUp, StopRequest
 from llmkit.train import checkpoint, hardware, optim
-from llmkit.train.build import Parts, load_model_tensors, model_tensors
+from llmkit.train.build import Parts, checkpoint_tensors, load_model_tensors
 from llmkit.train.loop import Run, TrainState
 from llmkit.train.metricslog import MetricsLog
 from llmkit.train.rundir import CHECKPOINTS, RunDirectory
+from llmkit.train.saver import Saver, Tensors
 
 
 @dataclass
@@ -48,6 +50,9 @@ class Session:
     last_save: float = 0.0
     best_metric: str = "loss"
     watch: OverfitWatch = field(default_factory=OverfitWatch)
+    saver: Saver = field(default_factory=Saver)
+    stall: float = 0.0
+    """Seconds that training has stood for saves since the last train line."""
 
     # --- resuming ---------------------------------------------------------------------------------------------------
 
@@ -108,6 +113,8 @@ class Session:
             used = 6.0 * self.parts.num_parameters * event["tokens_per_second"] / self.accelerator.num_processes
             event["mfu"] = round(used / self.matrix_rate, 4)
             event["memory_bytes"] = hardware.peak_memory(self.accelerator.device)
+            if self.stall:
+                event["save_stall_seconds"], self.stall = round(self.stall, 4), 0.0
         assert self.log_file is not None
         self.log_file.write(event)
         warning = self.watch.take(event)
@@ -121,7 +128,7 @@ class Session:
             self.accelerator.log(values, step=event["step"])
 
     def evaluate(self, state: TrainState) -> dict[str, float] | None:
-        """Validation on all ranks; its line is logged. None without validation rows."""
+        """Validation on all ranks; its line is logged. None without validation rows. Raises GivenUp."""
         if self.validation is None or self.validation.num_rows == 0:
             return None
         section = self.recipe.evaluation
@@ -135,6 +142,7 @@ class Session:
                 batch_size=section.per_device_eval_batch_size,
                 max_samples=section.max_samples,
                 bootstrap=False,
+                before_batch=self._heed_stop,
             )
         chosen = section.metrics
         own = {k: m.value for k, m in evaluated.metrics.items() if chosen is None or k == "loss" or k in chosen}
@@ -142,6 +150,14 @@ class Session:
         seconds = round(time.perf_counter() - started, 3)
         self.log({"step": state.step, "split": "validation", **metrics, "tokens": state.tokens, "seconds": seconds})
         return metrics
+
+    def _heed_stop(self) -> None:
+        """Gives an evaluation up, on all ranks, where one of them was asked to stop. Raises GivenUp."""
+        asked = float(self.stop.signum is not None)
+        if self.accelerator.num_processes > 1:
+            asked = self.accelerator.reduce(torch.tensor(asked, device=self.accelerator.device), "sum").item()
+        if asked:
+            raise GivenUp
 
     def evaluation_is_due(self) -> Callable[[TrainState], bool]:
         """Every `eval_steps`; null: at the end of each epoch."""
@@ -171,7 +187,8 @@ class Session:
         return False
 
     def save_is_due(self, state: TrainState) -> bool:
-        """For the step about to be made."""
+        """For the step about to be made. Raises what the save before ended with, where it has failed."""
+        self.saver.check()
         section = self.recipe.checkpoint
         if section.save_steps is not None and (state.step + 1) % section.save_steps == 0:
             return True
@@ -179,26 +196,33 @@ class Session:
         return minutes is not None and time.monotonic() - self.last_save >= 60 * minutes
 
     def save(self, state: TrainState) -> None:
-        """A checkpoint, and the run's progress in run.json. Other ranks wait: none runs ahead of a failed save."""
+        """Begins a checkpoint of what is now; `settle` waits for it. The first rank writes what all have agreed on."""
         if self.accelerator.is_main_process:
-            assert self.directory is not None and self.log_file is not None
-            self.log_file.sync()  # a checkpoint must not know of lines that a crash of the machine loses
-            tensors = {
-                "model": model_tensors(self.parts.module, whole=self.recipe.model.config is not None),
-                "optimizer": optim.state_tensors(self.parts.module, self.parts.optimizers),
-            }
-            protect = {state.best_step} if self.keeps_best and state.best_step is not None else set()
-            path = checkpoint.save(
-                self.output_dir / CHECKPOINTS,
-                state.step,
-                tensors,
-                {"train": state.as_json()},
-                keep=self.recipe.checkpoint.save_total_limit,
-                protect=protect,
-            )
-            self.directory.update(steps=state.step, tokens=state.tokens)
-            if self.view is not None:
-                self.view.saved(path)
-        self.stop.saved = True
-        self.accelerator.wait_for_everyone()
+            self.stall += self.saver.save(checkpoint_tensors(self.recipe, self.parts), self._writer(state))
         self.last_save = time.monotonic()
+
+    def _writer(self, state: TrainState) -> Callable[[Tensors], None]:
+        """What the saving thread does with the tensors: a checkpoint of `state` as it is now, and run.json."""
+        directory, log_file, view = self.directory, self.log_file, self.view
+        assert directory is not None and log_file is not None
+        step, tokens, saved = state.step, state.tokens, {"train": state.as_json()}
+        protect = {state.best_step} if self.keeps_best and state.best_step is not None else set()
+
+        def write(tensors: Tensors) -> None:
+            log_file.sync()  # a checkpoint must not know of lines that a crash of the machine loses
+            keep = self.recipe.checkpoint.save_total_limit
+            path = checkpoint.save(directory.checkpoints, step, tensors, saved, keep=keep, protect=protect)
+            self.stop.saved = True
+            directory.update(steps=step, tokens=tokens)
+            if view is not None:
+                view.saved(path)
+
+        return write
+
+    def settle(self) -> None:
+        """Until the last checkpoint is on the disk, on all ranks. Raises what its save ended with."""
+        if self.directory is not None:
+            self.saver.wait()
+            self.directory.update(saving=self.saver.told())
+        self.accelerator.wait_for_everyone()
+        self.stop.saved = True

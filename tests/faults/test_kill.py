@@ -13,8 +13,10 @@ import pytest
 
 from llmkit.files import read_json
 from llmkit.train import checkpoint
+from tests.faults.table import FaultTable
 from tests.faults.tiny import STEPS, TinyRun
 
+MAX_CALLS = 1000
 DISK_CALLS = 400
 """Random kills by count fall within the first calls that change the disk; a whole run makes more than these."""
 
@@ -34,9 +36,9 @@ def kill_once(tiny: TinyRun, run: Path, dice: random.Random) -> int:
     return tiny.zygote.wait(pid)
 
 
-def kill_many(tiny: TinyRun, number: int, seed: int) -> None:
+def kill_many(tiny: TinyRun, table: FaultTable, number: int, seed: int) -> None:
     dice = random.Random(seed)
-    kills = runs = 0
+    kills = runs = told = 0
     while kills < number:
         run = tiny.directory / f"killed-{runs}"
         runs += 1
@@ -48,16 +50,48 @@ def kill_many(tiny: TinyRun, number: int, seed: int) -> None:
             kills += 1
         tiny.finish(run)
         shutil.rmtree(run)
-    print(f"{kills} kills over {runs} runs, seed {seed}: 0 lost")
+        table.record("kill -9 at random moments", kills - told, kills - told)
+        told = kills
 
 
-def test_twenty_kills_lose_nothing(tiny_run: TinyRun) -> None:
-    kill_many(tiny_run, number=20, seed=20)
+def test_twenty_kills_lose_nothing(tiny_run: TinyRun, fault_table: FaultTable) -> None:
+    kill_many(tiny_run, fault_table, number=20, seed=20)
 
 
 @pytest.mark.faults
-def test_two_hundred_kills_lose_nothing(tiny_run: TinyRun) -> None:
-    kill_many(tiny_run, number=200, seed=200)
+@pytest.mark.timeout(1800)
+def test_two_hundred_kills_lose_nothing(tiny_run: TinyRun, fault_table: FaultTable) -> None:
+    kill_many(tiny_run, fault_table, number=200, seed=200)
+
+
+def kill_at_calls(tiny: TinyRun, table: FaultTable, stride: int) -> None:
+    """The program killed in the middle of every `stride`-th call that changes the disk, from a resume over saves that
+    delete older checkpoints to the exported model; then run again, to the bit."""
+    template = tiny.directory / f"template-{stride}"
+    stopped = ("signals_itself", "llmkit.train.loop:train_step", STEPS - 8, signal.SIGTERM)
+    pid = tiny.zygote.start(tiny.command(template), tiny.log(template), sabotage=stopped)
+    assert tiny.zygote.wait(pid) == 75, tiny.log(template).read_text()
+    for at in range(1, MAX_CALLS, stride):
+        run = tiny.directory / f"call-{at}"
+        shutil.copytree(template, run)
+        status = tiny.zygote.run(tiny.command(run), tiny.log(run), die_at_call=at)
+        assert status in (0, -signal.SIGKILL), tiny.log(run).read_text()
+        tiny.finish(run)
+        shutil.rmtree(run)
+        if status == 0:
+            break
+        table.record("kill -9 in the middle of a call of resume, saves, retention, export", 1, 1)
+    assert status == 0, "the run never came to its end"
+
+
+def test_killed_at_some_calls_from_resume_to_export(tiny_run: TinyRun, fault_table: FaultTable) -> None:
+    kill_at_calls(tiny_run, fault_table, stride=29)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+def test_killed_at_every_call_from_resume_to_export(tiny_run: TinyRun, fault_table: FaultTable) -> None:
+    kill_at_calls(tiny_run, fault_table, stride=1)
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(tiny_run: TinyRun) -> None:
@@ -72,7 +106,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(tiny_run: T
     assert f"{newest.name}/optimizer.safetensors is damaged" in tiny_run.finish(run)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_saves_and_the_end_is_the_same(tiny_run: TinyRun, signum: signal.Signals) -> None:
     run = tiny_run.directory / signum.name
     never = "checkpoint.save_steps=null"
@@ -86,15 +120,3 @@ def test_a_signal_saves_and_the_end_is_the_same(tiny_run: TinyRun, signum: signa
     assert (record["status"], record["exit_code"]) == ("stopped", 75)
     assert 0 < record["steps"] < STEPS
     tiny_run.finish(run, never)
-
-
-def test_two_runs_one_directory(tiny_run: TinyRun) -> None:
-    """The second is refused at once and told who holds it; the first does not notice."""
-    run = tiny_run.directory / "shared"
-    pid = tiny_run.start(run, until=lambda run: (run / "run.json").is_file())
-    refusal = run.with_name("refusal.log")
-    assert tiny_run.zygote.run(tiny_run.command(run), refusal) == 6
-    assert f"in use by process {pid} on" in refusal.read_text()
-    assert "Traceback" not in refusal.read_text()
-    assert tiny_run.zygote.wait(pid) == 0, tiny_run.log(run).read_text()
-    assert "finished" in tiny_run.finish(run)

@@ -15,9 +15,11 @@ from llmkit.errors import EnvironmentFailure
 from llmkit.train import checkpoint
 from llmkit.train.rundir import RunDirectory, inspect
 from tests.faults.injection import CALLS, Fault, dies, dies_after, fails, in_fork, injected
+from tests.faults.table import FaultTable
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 MAX_CALLS = 400
+KILLED = "kill -9 at every call of a save, retention, resume, run.json"
 
 
 def tensors(step: int, salt: str = "") -> dict[str, dict[str, torch.Tensor]]:
@@ -75,7 +77,9 @@ WORLDS: dict[str, tuple[Callable[[Path], None], int, tuple[int, str]]] = {
 
 @pytest.mark.parametrize("die", [dies, dies_after])
 @pytest.mark.parametrize("world", sorted(WORLDS))
-def test_killed_at_every_call_of_a_save(ram: Path, world: str, die: Callable[..., object]) -> None:
+def test_killed_at_every_call_of_a_save(
+    ram: Path, world: str, die: Callable[..., object], fault_table: FaultTable
+) -> None:
     make, step, before = WORLDS[world]
     make(ram / "template")
     outcomes = []
@@ -105,11 +109,12 @@ def test_killed_at_every_call_of_a_save(ram: Path, world: str, die: Callable[...
     assert outcomes[0] == before
     assert outcomes[-1] == (step, "")
     assert outcomes == sorted(outcomes), "once published, the new checkpoint stays"
+    fault_table.record(KILLED, at, at)
 
 
 @pytest.mark.parametrize("number", FULL, ids=lambda number: errno.errorcode[number])
 @pytest.mark.parametrize("world", sorted(WORLDS))
-def test_a_failing_disk_at_every_call_of_a_save(ram: Path, world: str, number: int) -> None:
+def test_a_failing_disk_at_every_call_of_a_save(ram: Path, world: str, number: int, fault_table: FaultTable) -> None:
     make, step, before = WORLDS[world]
     make(ram / "template")
     failures = 0
@@ -133,9 +138,10 @@ def test_a_failing_disk_at_every_call_of_a_save(ram: Path, world: str, number: i
             break
     assert len(fault.seen) < at, "the save never came to its end"
     assert failures > 20
+    fault_table.record(f"{errno.errorcode[number]} at every call of a save", at - 1, at - 1)
 
 
-def test_killed_at_every_call_of_a_resume(ram: Path) -> None:
+def test_killed_at_every_call_of_a_resume(ram: Path, fault_table: FaultTable) -> None:
     """Finding the newest checkpoint clears leftovers; dying there loses nothing."""
     template = ram / "template"
     plain_world(template)
@@ -155,9 +161,10 @@ def test_killed_at_every_call_of_a_resume(ram: Path) -> None:
             break
     assert status == 0
     assert at > 5
+    fault_table.record(KILLED, at, at)
 
 
-def test_killed_at_every_call_of_run_json(ram: Path) -> None:
+def test_killed_at_every_call_of_run_json(ram: Path, fault_table: FaultTable) -> None:
     """run.json is the old one or the new one at every moment, from the first start to an overwrite."""
 
     def start(run: RunDirectory) -> None:
@@ -193,6 +200,7 @@ def test_killed_at_every_call_of_run_json(ram: Path) -> None:
             break
     assert status == 0
     assert at > 20
+    fault_table.record(KILLED, at, at)
 
 
 def test_every_call_that_changes_the_disk_is_among_those_that_fail(ram: Path) -> None:

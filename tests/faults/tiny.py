@@ -113,7 +113,7 @@ def outcome(run: Path) -> dict[str, Any]:
 
 
 def without_clock(event: dict[str, Any]) -> dict[str, Any]:
-    clock = ("tokens_per_second", "seconds", "mfu", "memory_bytes")
+    clock = ("tokens_per_second", "seconds", "mfu", "memory_bytes", "save_stall_seconds")
     return {key: value for key, value in event.items() if key not in clock}
 
 

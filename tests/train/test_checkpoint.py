@@ -228,9 +228,10 @@ def test_nothing_old_goes_while_the_new_one_does_not_verify(tmp_path: Path, monk
         publish(partial, final)
 
     monkeypatch.setattr(checkpoint, "_publish", garble)
-    with pytest.raises(CheckpointError, match="step-00000030"):
+    with pytest.raises(EnvironmentFailure, match=r"step-00000030/model\.safetensors is damaged.*the disk garbles"):
         checkpoint.save(tmp_path, 30, small(30), {}, keep=1)
     assert names(tmp_path)[:2] == ["step-00000010", "step-00000020"]
+    assert checkpoint.newest_valid(tmp_path, lambda _: None) == tmp_path / "step-00000020"
 
 
 def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""A signal in every phase of a run, once and twice: saved within the step, documented status, and the run goes on."""
+
+from __future__ import annotations
+
+import signal
+from typing import NamedTuple
+
+import pytest
+
+from llmkit.files import read_json
+from llmkit.train import checkpoint
+from tests.faults.table import FaultTable
+from tests.faults.tiny import SAVE_STEPS, STEPS, TinyRun
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+ROW = "signal in every phase, once and twice (SIGTERM, SIGUSR1, SIGINT)"
+
+
+class Phase(NamedTuple):
+    """A function that the phase begins with, which call of it, and the step that is saved; None: nothing is."""
+
+    place: str
+    at: int
+    saved: int | None
+
+
+PHASES = {
+    "start": Phase("llmkit.train.command:train", 1, None),
+    "preprocessing": Phase("llmkit.data.prepare:make_tokenizer", 1, None),
+    "model": Phase("llmkit.train.execute:build", 1, None),
+    "warm-up": Phase("llmkit.train.hardware:matrix_rate", 1, None),
+    "first step": Phase("llmkit.train.loop:train_step", 1, 1),
+    "step": Phase("llmkit.train.loop:train_step", 17, 17),
+    "save": Phase("llmkit.train.checkpoint:_publish", 2, 2 * SAVE_STEPS),
+    "evaluation": Phase("llmkit.evaluate.split:_predict", 1, 20),
+    "last step": Phase("llmkit.train.loop:train_step", STEPS, STEPS),
+    "last save": Phase("llmkit.train.checkpoint:_publish", STEPS // SAVE_STEPS, STEPS),
+    "export": Phase("llmkit.train.export:export_model", 1, STEPS),
+}
+
+
+def stopped(tiny: TinyRun, phase: str, *signums: signal.Signals) -> None:
+    """The run gets the signals in its phase and ends as documented; the same command then comes to the golden end."""
+    place, at, saved = PHASES[phase]
+    run = tiny.directory / f"{phase.replace(' ', '-')}-{'-'.join(signum.name for signum in signums)}"
+    settings = [f"data.prepared_dir={run}-data"] if phase == "preprocessing" else []
+    log = tiny.log(run)
+    sabotage = ("signals_itself", place, at, *signums)
+    status = tiny.zygote.wait(tiny.zygote.start(tiny.command(run, *settings), log, sabotage=sabotage))
+    expected = {130 if signums[0] == signal.SIGINT else 143} if saved is None else {75}
+    if signums == (signal.SIGINT, signal.SIGINT):
+        expected |= {130, -signal.SIGINT}  # the user's way out: at once, whatever was going on
+    assert status in expected, (status, log.read_text())
+    told = log.read_text().rstrip().splitlines()
+    assert not any("Traceback" in line for line in told)
+    if status == 75:
+        assert told[-1].endswith("run the same command again to go on")
+        record = read_json(run / "run.json")
+        assert (record["status"], record["exit_code"]) == ("stopped", 75)
+        newest = checkpoint.newest_valid(run / "checkpoints", pytest.fail)
+        assert newest is not None
+        assert saved is not None
+        # training goes on beside a save, up to the next one at most
+        assert saved <= checkpoint.step_of(newest) <= saved + (SAVE_STEPS + 1 if phase == "save" else 0)
+    tiny.finish(run, *settings)
+
+
+def all_stopped(tiny: TinyRun, table: FaultTable, cases: list[tuple[str, tuple[signal.Signals, ...]]]) -> None:
+    survived, failures = 0, []
+    for phase, signums in cases:
+        try:
+            stopped(tiny, phase, *signums)
+            survived += 1
+        except AssertionError as error:
+            failures.append(f"{phase} {signums}: {error}")
+    table.record(ROW, len(cases), survived)
+    assert not failures, "\n\n".join(failures)
+
+
+def test_a_signal_in_each_phase(tiny_run: TinyRun, fault_table: FaultTable) -> None:
+    cases = [(phase, (SIGNALS[turn % 3],) * (1 + turn % 2)) for turn, phase in enumerate(PHASES)]
+    all_stopped(tiny_run, fault_table, cases)
+
+
+@pytest.mark.faults
+def test_every_signal_in_each_phase(tiny_run: TinyRun, fault_table: FaultTable) -> None:
+    cases = [(phase, (signum,) * times) for phase in PHASES for signum in SIGNALS for times in (1, 2)]
+    all_stopped(tiny_run, fault_table, cases)
