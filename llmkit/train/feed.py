@@ -124,6 +124,11 @@ class Feed:
         self.layout, self._next = replace(layout, micro_batch=size, fixed_shape=shape), None
         return size
 
+    def indices(self, step: int) -> tuple[int, np.ndarray]:
+        """(epoch, the indices of its samples) that the step after `step` completed ones shows, on all ranks."""
+        epoch, first, last = self.calendar.locate(step + self._ahead)
+        return epoch, np.arange(first, last)
+
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 

@@ -246,7 +246,7 @@ def _reduce_step(run: Run, sums: torch.Tensor | None) -> list[float] | None:
     if told[size] > 0:
         return None
     gradients.sum_over_ranks(parameters, [count > 0 for count in told[size + 1 :]])
-    return told[:size]
+    return list(told[:size])
 
 
 def _forget_gradients(run: Run) -> None:
