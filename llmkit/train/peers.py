@@ -26,7 +26,7 @@ SILENCE_SECONDS = 90.0
 """Without a sign of life after which a process is given up: with the rest of an end, within two minutes."""
 ROLL_CALL_SECONDS = 4.0
 """Once a collective has failed: who is silent for so long is dead, and who has not noticed is what it waited for."""
-GRACE_SECONDS = 2.0
+GRACE_SECONDS = 3.0
 """For the main thread to end by itself."""
 VERDICT = "llmkit/verdict"
 AGAIN = "run the same command again to go on from the last checkpoint"
@@ -78,6 +78,8 @@ class Peers:
         """A collective has failed: waits until it is settled who is to blame."""
         self._lost_at = time.monotonic()
         self._judged.wait(3 * ROLL_CALL_SECONDS)
+        if self.rank == 0:
+            time.sleep(2 * BEAT_SECONDS)  # the store may be ours: the others read the verdict there first
         return self._verdict or EnvironmentFailure(f"rank {self.rank} lost another process; {AGAIN}")
 
     def _leave(self, told: str) -> None:

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,7 +31,7 @@ class Zygote:
             stdout=subprocess.PIPE,
             text=True,
             # on a busy machine two threads wait for each other far longer than so small a model computes
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"},
         )
         assert self._answer() == {"ready": True}
 
@@ -46,15 +46,23 @@ class Zygote:
         self.process.stdout.close()  # type: ignore[union-attr]
 
     def start(
-        self, argv: list[str], log: Path, *, die_at_call: int | None = None, mount: dict[str, Any] | None = None
+        self,
+        argv: list[str],
+        log: Path,
+        *,
+        die_at_call: int | None = None,
+        mount: dict[str, Any] | None = None,
+        sabotage: Sequence[str | int] = (),
+        env: dict[str, str] | None = None,
     ) -> int:
         """Starts `llmkit ARGV`, its output going to `log`; returns its pid.
 
         die_at_call: it is killed in the middle of its n-th call that changes the disk. mount: arguments of
         `mounts.mount`, for a small or read-only place that this child alone sees; its status is NOT_PERMITTED where the
-        machine does not allow that.
+        machine does not allow that. sabotage: a function of `sabotage` and its arguments. env: added to the environment.
         """
         request = {"argv": argv, "log": str(log), "die_at_call": die_at_call, "mount": mount}
+        request |= {"sabotage": list(sabotage), "env": env or {}}
         return int(self._ask(request)["pid"])
 
     def wait(self, pid: int) -> int:
@@ -97,6 +105,7 @@ def serve() -> Callable[[], object] | None:
 def become(request: dict[str, Any]) -> None:
     """In the child: llmkit with these arguments, and with the fault where one is asked for."""
     from llmkit.cli import main
+    from tests.faults import sabotage
     from tests.faults.injection import Fault, dies, injected
     from tests.faults.mounts import NOT_PERMITTED, mount
 
@@ -110,6 +119,10 @@ def become(request: dict[str, Any]) -> None:
         except OSError:
             os._exit(NOT_PERMITTED)
     faulthandler.register(signal.SIGUSR2)  # says where a child hangs
+    os.environ |= request["env"]
+    if request["sabotage"]:
+        name, *arguments = request["sabotage"]
+        getattr(sabotage, name)(*arguments)
     sys.argv = ["llmkit", *request["argv"]]
     with injected(Fault(request["die_at_call"] or 0, dies)):
         main()

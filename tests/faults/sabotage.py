@@ -1,0 +1,60 @@
+"""Faults inside the program, for a forked child of its own: nothing is ever put back. Named by requests to the zygote."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from llmkit.train import loop
+from llmkit.train.feed import Feed, StepFeed
+
+
+def hang(step: int) -> None:
+    """The main thread stops for good before the step after `step` completed ones."""
+    take = Feed.take
+
+    def slow(self: Feed, number: int) -> StepFeed:
+        if number == step:
+            time.sleep(3600)
+        return take(self, number)
+
+    Feed.take = slow  # type: ignore[method-assign]
+
+
+def small_memory(rows: int) -> None:
+    """A micro-batch of more than `rows` sequences does not fit, found after a part of its work."""
+    backward = loop._backward
+
+    def limited(run: Any, state: Any, feed: StepFeed, counts: Any, scale: float) -> torch.Tensor:
+        sums = backward(run, state, feed, counts, scale)
+        if max(len(micro.batch["input_ids"]) for micro in feed.micro_batches) > rows:
+            raise torch.OutOfMemoryError("made up")
+        return sums
+
+    loop._backward = limited
+
+
+def poison(first: int, last: int) -> None:
+    """The loss of this rank is not a number in the steps after `first` to `last` completed ones."""
+    backward = loop._backward
+
+    def poisoned(run: Any, state: Any, feed: StepFeed, counts: Any, scale: float) -> torch.Tensor:
+        return backward(run, state, feed, counts, scale) * (float("nan") if first <= state.step <= last else 1.0)
+
+    loop._backward = poisoned
+
+
+def spike(step: int) -> None:
+    """The data of that step, wherever in the run it is shown, has labels that nothing predicts."""
+    make = Feed.make
+
+    def made(self: Feed, number: int) -> StepFeed:
+        feed = make(self, number)
+        for micro in feed.micro_batches if number == step else ():
+            labels = micro.batch["labels"]
+            labels[labels >= 0] = 7
+        return feed
+
+    Feed.make = made  # type: ignore[method-assign]
