@@ -23,7 +23,7 @@ from torch import nn
 
 from llmkit.errors import Diverged
 from llmkit.signals import StopRequest
-from llmkit.train import gradients, spikes
+from llmkit.train import gradients, memory, spikes
 from llmkit.train.feed import Feed, StepFeed
 from llmkit.train.schedules import Schedule
 
@@ -175,7 +175,9 @@ def train_step(run: Run, state: TrainState, feed: StepFeed, learning_rate: float
     scale = state.loss_scale if run.scale_losses else 1.0
     try:
         sums: torch.Tensor | None = _backward(run, state, feed, counts, scale)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_shortage(error):
+            raise
         sums = None
     values = _reduce_step(run, sums)
     if values is None:

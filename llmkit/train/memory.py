@@ -50,6 +50,11 @@ def used_bytes() -> int:
     return sum(1024 * int(status.split(f"{name}:")[1].split()[0]) for name in ("RssAnon", "RssShmem"))
 
 
+def is_shortage(error: BaseException) -> bool:
+    """Whether memory ran out, of a GPU or of this process. torch's CPU allocator has no exception type of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def free(device: torch.device) -> None:
     """Gives back what the last attempt took, so that the next one is measured, and has room, by itself."""
     gc.collect()

@@ -73,7 +73,9 @@ def choose(
             backward(module, task, longest_batch(task, plan, size, seed=seed, device=device), autocast)
             check_memory()
             del reserved
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_shortage(error):
+                raise
             return False
         finally:
             module.zero_grad(set_to_none=True)

@@ -47,14 +47,18 @@ def poison(first: int, last: int) -> None:
 
 
 def spike(step: int) -> None:
-    """The data of that step, wherever in the run it is shown, has labels that nothing predicts."""
-    make = Feed.make
+    """The data of that step has a loss thirty times as high, whenever in the run it is shown."""
+    make, backward = Feed.make, loop._backward
+    high: list[StepFeed] = []
 
     def made(self: Feed, number: int) -> StepFeed:
         feed = make(self, number)
-        for micro in feed.micro_batches if number == step else ():
-            labels = micro.batch["labels"]
-            labels[labels >= 0] = 7
+        if number == step:
+            high.append(feed)
         return feed
 
+    def raised(run: Any, state: Any, feed: StepFeed, counts: Any, scale: float) -> torch.Tensor:
+        return backward(run, state, feed, counts, scale) * (30.0 if any(feed is one for one in high) else 1.0)
+
     Feed.make = made  # type: ignore[method-assign]
+    loop._backward = raised
