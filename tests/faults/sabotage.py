@@ -1,4 +1,4 @@
-"""Faults inside the program, for a forked child of its own: nothing is ever put back. Named by requests to the zygote."""
+"""Faults inside the program, by name, for a forked child of the zygote: nothing is ever put back."""
 
 from __future__ import annotations
 

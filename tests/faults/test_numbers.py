@@ -1,4 +1,4 @@
-"""Steps that go wrong in a real run: not finite, far above the others, too large for the memory. Several processes too."""
+"""Steps that go wrong in a real run: not finite, far above the others, too large for the memory; on several ranks too."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_spike_without_an_action_is_told(tiny_run: TinyRun) -> None:
 def test_two_processes_go_back_as_one_does(tiny_run: TinyRun) -> None:
     action = (*LONG, "training.loss_spike_action=rollback")
     one = trained(tiny_run, "back-1", 1, *action, sabotage={0: ("spike", SPIKE)})
-    two = trained(tiny_run, "back-2", 2, *action, sabotage={rank: ("spike", SPIKE) for rank in (0, 1)})
+    two = trained(tiny_run, "back-2", 2, *action, sabotage=dict.fromkeys((0, 1), ("spike", SPIKE)))
     assert_same(two, one)
     assert end_of(two)["state"]["rollbacks"] == [SPIKE]
 

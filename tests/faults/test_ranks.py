@@ -1,4 +1,4 @@
-"""Several processes of one run: the same run as one process, and all of them end when one does, named and within a bound.
+"""Several processes of one run: the same run as one process, and all of them end when one does, which is named.
 
 The processes are forked from the zygote with a launcher's environment; real launchers are in test_launchers.py.
 """

@@ -59,7 +59,7 @@ class Zygote:
 
         die_at_call: it is killed in the middle of its n-th call that changes the disk. mount: arguments of
         `mounts.mount`, for a small or read-only place that this child alone sees; its status is NOT_PERMITTED where the
-        machine does not allow that. sabotage: a function of `sabotage` and its arguments. env: added to the environment.
+        machine does not allow that. sabotage: a function of `sabotage`, and its arguments. env: what is added.
         """
         request = {"argv": argv, "log": str(log), "die_at_call": die_at_call, "mount": mount}
         request |= {"sabotage": list(sabotage), "env": env or {}}

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import torch
@@ -64,7 +64,7 @@ def case(accelerator, value, place, sick_rank, bad_step):
     run.optimizers[:] = optim.build_optimizers(module, TRAINING)
     fit(run, state)
     states.append(state_of(run))
-    untouched = [same(a, b) for a, b in zip(states, states[1:], strict=False)]
+    untouched = [same(a, b) for a, b in pairwise(states)]
     line = next(e for e in events if e["step"] == bad_step + 1)
     return {
         "untouched": untouched == [step == bad_step for step in range(STEPS)],
