@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -49,5 +50,7 @@ def earliest(directory: Path) -> LlmkitError | None:
 
 def hold_back() -> None:
     """In a rank above 0 of another launcher: gives rank 0 the time to tell, and the launcher to end us for it."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # the main thread is stuck, and its end overdue
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(HOLD_SECONDS)

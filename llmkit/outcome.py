@@ -43,6 +43,7 @@ def quiet_libraries(recipe: Recipe, options: Options) -> None:
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
         "DATASETS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "true",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
     if not names_hub(recipe, options):
         settings |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}

@@ -160,7 +160,7 @@ def _score(
     from llmkit.train.build import autocast_of, make_accelerator
     from llmkit.train.hardware import choose_precision
 
-    accelerator = make_accelerator([], recipe.output_dir)
+    accelerator = make_accelerator([], recipe.output_dir, recipe.distributed.ddp_timeout)
     try:
         task = _task(recipe, options, prepared, place)
         task.prepare(prepared.splits.get("train"), None)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llmkit.recipe import check_evaluation, counting, probing
+from llmkit.recipe.memory import bytes_of
 from llmkit.recipe.paths import is_local
 from llmkit.recipe.rules import Problem, is_set
 from llmkit.recipe.sections import Recipe, SourceSection
@@ -85,6 +86,7 @@ def problems(recipe: Recipe, context: Context) -> Iterator[Problem]:
     yield from _length_of_run(recipe)
     yield from _batch(recipe, context)
     yield from _optimizer(recipe)
+    yield from _faults(recipe)
     yield from check_evaluation.problems(recipe)
     yield from _generation(recipe)
     yield from counting.problems(recipe)
@@ -133,6 +135,16 @@ def _model(recipe: Recipe, context: Context) -> Iterator[Problem]:
             yield Problem("model.trust_remote_code", "needs model.revision, the 40 hexadecimal digits of a commit")
     if model.freeze is not None and recipe.peft is not None:
         yield Problem("model.freeze", "peft trains nothing but its adapter and a new head already; leave it out")
+
+
+def _faults(recipe: Recipe) -> Iterator[Problem]:
+    try:
+        bytes_of(recipe.training.max_memory)
+    except ValueError as error:
+        yield Problem("training.max_memory", str(error))
+    if recipe.training.loss_spike_action == "rollback" and recipe.checkpoint.save_steps is None:
+        message = "rollback goes back to the last multiple of checkpoint.save_steps, which is not given"
+        yield Problem("training.loss_spike_action", message)
 
 
 def _peft(recipe: Recipe) -> Iterator[Problem]:

@@ -135,11 +135,15 @@ DESCRIPTIONS: dict[str, str] = {
     "training.early_stopping_patience": "Evaluations without improvement.",
     "training.gradient_checkpointing": "Less memory, more time; null: off.",
     "training.max_nonfinite_steps": "Steps in a row with a loss or gradient that is not finite; then exit status 7.",
-    "training.max_memory": 'Bytes a process may use, e.g. "20GB".',
+    "training.loss_spike_action": "What a step far above the last 128 in loss does beside being told: skip, its update "
+    "is left out; rollback, back to the checkpoint before, past the data in between. null: nothing.",
+    "training.max_memory": 'Bytes a process may use, e.g. "20GB"; above it the micro-batch is halved.',
     "training.torch_compile": "auto: when the run is long enough to pay for it and a compiler is there.",
     "distributed": "Several processes, and precision.",
     "distributed.strategy": "How processes share the model.",
     "distributed.mixed_precision": "auto: bf16 where the machine is fast at it.",
+    "distributed.ddp_timeout": "Seconds that processes wait for one that is late; at most 90 for one that "
+    "gives no sign of life.",
     "checkpoint": "When the run's state is saved, and how many are kept.",
     "checkpoint.save_steps": "Every so many steps.",
     "checkpoint.save_minutes": "Every so many minutes; null: off.",

@@ -24,6 +24,8 @@ OUTSIDE = (
     "output_dir",
     "data.prepared_dir",
     "data.num_workers",
+    "training.max_memory",
+    "distributed.ddp_timeout",
     "evaluation.suites",
     "evaluation.baselines",
     "evaluation.fail_if",
@@ -55,6 +57,8 @@ def identity(recipe: Recipe, content: Callable[[str], str] | None = None) -> Fla
     }
     if best:
         kept["checkpoint.save_best"] = True
+    if recipe.training.loss_spike_action == "rollback":  # goes back to such a step
+        kept["checkpoint.save_steps"] = recipe.checkpoint.save_steps
     if "training.warmup_ratio" in kept:
         kept["training.warmup_steps"] = kept.pop("training.warmup_ratio")
     if (optim := kept.get("training.optim")) in SAME_OPTIMIZER:

@@ -36,12 +36,7 @@ def _in(*values: str) -> Callable[[Any], bool]:
     return lambda value: value in values
 
 
-def _is_set(value: Any) -> bool:
-    return value is not None
-
-
 LATER = (
-    Later("training.max_memory", _is_set, "per_device_train_batch_size bounds memory"),
     Later("distributed.strategy", _in("fsdp", "hybrid"), "ddp is"),
     Later("evaluation.suites"),
 )

@@ -223,13 +223,15 @@ class TrainingSection(Section):
     early_stopping_patience: PositiveInt | None = None
     gradient_checkpointing: bool | None = None
     max_nonfinite_steps: PositiveInt | None = 10
-    max_memory: str | int | None = None
+    loss_spike_action: Literal["skip", "rollback"] | None = None
+    max_memory: str | PositiveInt | None = None
     torch_compile: bool | Literal["auto"] | None = "auto"
 
 
 class DistributedSection(Section):
     strategy: Literal["auto", "ddp", "fsdp", "hybrid"] | None = "auto"
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] | None = "auto"
+    ddp_timeout: PositiveInt | None = 1800
 
 
 class CheckpointSection(Section):

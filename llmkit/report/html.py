@@ -15,6 +15,7 @@ from typing import Any
 
 from llmkit.files import write_atomic
 from llmkit.report.overfit import OverfitWatch
+from llmkit.report.spikes import spike_warning
 from llmkit.report.svg import Line, chart
 from llmkit.report.text import duration, escape, number
 
@@ -121,8 +122,9 @@ def _curves(path: Path) -> str:
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
     watch, warnings = OverfitWatch(), []
     for event in _lines(path):
-        if (warning := watch.take(event)) is not None:
-            warnings.append(f"<p>{_text(warning)}</p>")
+        for warning in (watch.take(event), spike_warning(event)):
+            if warning is not None:
+                warnings.append(f"<p>{_text(warning)}</p>")
         step = _number(event.get("step"))
         for name in ("loss", "learning_rate", "tokens_per_second"):
             value = _number(event.get(name))

@@ -22,9 +22,10 @@ from torch import nn
 from llmkit.data.prepare import Prepared
 from llmkit.errors import CheckpointError, EnvironmentFailure, RecipeError
 from llmkit.models import source as model_source
+from llmkit.recipe.memory import bytes_of
 from llmkit.recipe.sections import Recipe
 from llmkit.tasks.base import Plan, Task
-from llmkit.train import hardware, micro_batch, optim
+from llmkit.train import hardware, memory, micro_batch, optim
 from llmkit.train.feed import Calendar, Feed, Layout, calendar
 from llmkit.train.noise import install_noise
 from llmkit.train.schedules import Schedule, whole_steps
@@ -68,20 +69,24 @@ class Parts:
     feed: Feed
     choices: Choices
     autocast: Callable[[], AbstractContextManager[Any]]
+    check_memory: Callable[[], None]
     num_parameters: int
 
 
-def make_accelerator(report_to: list[str], logging_dir: str) -> Accelerator:
-    """Device, process group and trackers. Precision is ours (`autocast`), so that training and evaluation share it."""
+def make_accelerator(report_to: list[str], logging_dir: str, timeout_seconds: int | None) -> Accelerator:
+    """Device, process group and trackers. Precision is ours (`autocast`), so that training and evaluation share it.
+
+    timeout_seconds: of collectives; null: torch's own.
+    """
     installed = {str(tracker.value) for tracker in get_available_trackers()}
     if missing := [name for name in report_to if name not in installed]:
         raise EnvironmentFailure(f"{missing[0]} is not installed: pip install {missing[0]}", key="logging.report_to")
-    timeout = InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=30))
+    timeout = None if timeout_seconds is None else datetime.timedelta(seconds=timeout_seconds)
     return Accelerator(
         cpu=not torch.accelerator.is_available(),  # else Accelerate ignores a launch of several CPU processes
         log_with=report_to or None,
         project_dir=logging_dir,
-        kwargs_handlers=[timeout],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
         step_scheduler_with_optimizer=False,
     )
 
@@ -173,8 +178,9 @@ def build(
         kept=kept,
     )
     autocast = autocast_of(choices.mixed_precision, accelerator.device)
-    given = recipe.training.per_device_train_batch_size is not None
-    if accelerator.device.type == "cuda" and not given and not kept:
+    limit, given = bytes_of(recipe.training.max_memory), recipe.training.per_device_train_batch_size is not None
+    check_memory = memory.limited(limit, accelerator.device)
+    if (accelerator.device.type == "cuda" or limit is not None) and not given and not kept:
         found = micro_batch.choose(
             module,
             task,
@@ -183,6 +189,7 @@ def build(
             seed=recipe.seed,
             accelerator=accelerator,
             autocast=autocast,
+            check_memory=check_memory,
         )
         choices = replace(choices, per_device_train_batch_size=found)
     optimizers = optim.build_optimizers(module, recipe.training)
@@ -198,7 +205,7 @@ def build(
     return Parts(
         task=task,
         module=module,
-        wrapped=wrap(module, accelerator, choices, recipe.training.torch_compile == "auto"),
+        wrapped=wrap(module, choices, recipe.training.torch_compile == "auto"),
         optimizers=optimizers,
         schedule=schedule_of(recipe, choices),
         plan=plan,
@@ -206,6 +213,7 @@ def build(
         feed=Feed(task, plan, days, layout, seed=recipe.seed, device=accelerator.device),
         choices=choices,
         autocast=autocast,
+        check_memory=check_memory,
         num_parameters=num_parameters,
     )
 
@@ -222,25 +230,17 @@ def schedule_of(recipe: Recipe, choices: Choices) -> Schedule:
     )
 
 
-_NEVER_FREED: list[nn.Module] = []
-"""DDP's modules. Freeing one joins gloo's threads with Python's lock held, while such a thread may wait for that lock
-to let go of the last collective's tensors: one run of two processes in about fourteen never ended."""
-
-
-def wrap(module: nn.Module, accelerator: Accelerator, choices: Choices, may_fall_back: bool) -> nn.Module:
-    """The module as the loop calls it: compiled where chosen, synchronised where there are several processes.
+def wrap(module: nn.Module, choices: Choices, may_fall_back: bool) -> nn.Module:
+    """The module as the loop calls it: compiled where chosen.
 
     may_fall_back: nobody asked for compilation, so a compiler that fails is no error.
     """
-    wrapped: nn.Module = module
-    if choices.torch_compile:
-        torch._dynamo.config.suppress_errors = may_fall_back
-        os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
-        wrapped = torch.compile(module, dynamic=None if choices.packing else True)  # type: ignore[assignment]
-    if accelerator.num_processes > 1:
-        wrapped = accelerator.prepare_model(wrapped)
-        _NEVER_FREED.append(wrapped)
-    return wrapped
+    if not choices.torch_compile:
+        return module
+    torch._dynamo.config.suppress_errors = may_fall_back
+    os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
+    compiled: nn.Module = torch.compile(module, dynamic=None if choices.packing else True)  # type: ignore[assignment]
+    return compiled
 
 
 def model_tensors(module: nn.Module, *, whole: bool = False) -> dict[str, torch.Tensor]:

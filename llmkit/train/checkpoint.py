@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import CheckpointError, EnvironmentFailure
-from llmkit.files import dump_json, free_bytes, fsync_directory, write_atomic
+from llmkit.files import dump_json, environment_errors, free_bytes, fsync_directory, write_atomic
 from llmkit.manifest import (
     MANIFEST,
     VERSION,
@@ -162,6 +162,14 @@ def _retain(root: Path, newest: Path, keep: int | None, protect: set[int]) -> No
     for path in (*surplus, *passed_over):
         _delete(path)
     _recover(root)
+
+
+def discard_after(root: Path, step: int) -> None:
+    """Deletes the checkpoints later than `step`, the newest first. Raises EnvironmentFailure."""
+    with environment_errors(root, "delete a checkpoint in"):
+        for path in reversed(published(root)):
+            if step_of(path) > step:
+                _delete(path)
 
 
 def _delete(path: Path) -> None:

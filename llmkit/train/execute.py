@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import os
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from llmkit.data.prepare import Prepared
-from llmkit.errors import EnvironmentFailure
+from llmkit.errors import Diverged, EnvironmentFailure
 from llmkit.options import Options
+from llmkit.outcome import failure
 from llmkit.recipe import identity as identities
 from llmkit.recipe.sections import Recipe
 from llmkit.report.console import Console
 from llmkit.report.html import write_report
 from llmkit.signals import StopRequest
 from llmkit.tasks import build_task
-from llmkit.train import checkpoint, export, hardware, machine, metricslog
+from llmkit.train import checkpoint, export, hardware, machine, metricslog, study
 from llmkit.train.build import AUTOCAST, Parts, build, make_accelerator
 from llmkit.train.loop import TrainState, fit
+from llmkit.train.peers import Peers
 from llmkit.train.rundir import CHECKPOINTS, METRICS, MODEL, REPORT, RESULTS, TRACKING, Existing, RunDirectory
 from llmkit.train.schedules import Schedule
-from llmkit.train.session import Session
+from llmkit.train.session import Phase, Session
 from llmkit.train.space import check_space
 
 
@@ -39,59 +43,88 @@ def execute(
 ) -> dict[str, Any]:
     """Trains (or goes on), exports and returns the final results. Raises Stopped where a signal ended it, saved."""
     hardware.keep_freed_memory()
-    accelerator = make_accelerator(recipe.logging.report_to, str(Path(recipe.output_dir) / TRACKING))
+    accelerator = make_accelerator(
+        recipe.logging.report_to, str(Path(recipe.output_dir) / TRACKING), recipe.distributed.ddp_timeout
+    )
+    phase = Phase()
+    try:
+        with _watched(recipe, accelerator, phase, directory, console):
+            parts = _build(recipe, prepared, accelerator, options, existing)
+            if directory is not None:
+                check_space(recipe, parts, directory.checkpoints)
+            identity = identities.identity(recipe)
+            if existing.found != "absent":
+                _check_length(recipe, existing, identity, parts)
+            if directory is not None:
+                _open(recipe, options.command, prepared, directory, identity, recipe_yaml, parts)
+            session = Session(
+                recipe=recipe,
+                parts=parts,
+                accelerator=accelerator,
+                output_dir=Path(recipe.output_dir),
+                directory=directory,
+                validation=prepared.splits.get("validation"),
+                stop=stop,
+                console=console,
+                matrix_rate=hardware.matrix_rate(
+                    accelerator.device, AUTOCAST.get(parts.choices.mixed_precision, torch.float32)
+                ),
+                phase=phase,
+                best_metric=recipe.evaluation.metric_for_best_model or "loss",
+            )
+            return _train(session, prepared)
+    finally:
+        accelerator.end_training()  # trackers and the process group
+
+
+def _watched(
+    recipe: Recipe, accelerator: Accelerator, phase: Phase, directory: RunDirectory | None, console: Console
+) -> AbstractContextManager[None]:
+    """Several processes look after each other; one that cannot end by itself says here how it ended."""
+    if accelerator.num_processes == 1:
+        return nullcontext()
+
+    def abandon(error: EnvironmentFailure) -> None:
+        if directory is not None:
+            directory.finish("failed", error.status, str(error))
+        os._exit(failure(error, console))
+
+    rank, timeout = accelerator.process_index, recipe.distributed.ddp_timeout
+    return Peers(rank, accelerator.num_processes, timeout, lambda: str(phase), abandon).watched()
+
+
+def _build(recipe: Recipe, prepared: Prepared, accelerator: Accelerator, options: Options, existing: Existing) -> Parts:
     task = build_task(recipe, prepared.tokenizer_dir, allow_remote_code=options.trust_remote_code)
     task.prepare(prepared.splits.get("train"), prepared.splits.get("validation"))
     kept = existing.record.get("resolved") if existing.found != "absent" else None
-    parts = build(recipe, task, prepared, accelerator, kept or None)
-    if directory is not None:
-        check_space(recipe, parts, directory.checkpoints)
-    identity = identities.identity(recipe)
-    if existing.found != "absent":
-        _check_length(recipe, existing, identity, parts)
-    if directory is not None:
-        _open(recipe, options.command, prepared, directory, identity, recipe_yaml, parts)
-    session = Session(
-        recipe=recipe,
-        parts=parts,
-        accelerator=accelerator,
-        output_dir=Path(recipe.output_dir),
-        directory=directory,
-        validation=prepared.splits.get("validation"),
-        stop=stop,
-        console=console,
-        matrix_rate=hardware.matrix_rate(
-            accelerator.device, AUTOCAST.get(parts.choices.mixed_precision, torch.float32)
-        ),
-        best_metric=recipe.evaluation.metric_for_best_model or "loss",
-    )
+    return build(recipe, task, prepared, accelerator, kept or None)
+
+
+def _train(session: Session, prepared: Prepared) -> dict[str, Any]:
+    """From the newest checkpoint, or from the start, to the results. Raises Stopped where a signal ended it, saved."""
+    stop, phase, feed = session.stop, session.phase, session.parts.feed
     try:
         state = session.resume()
+        phase.name, phase.state = "training", state
         with ExitStack() as stack:
             stack.enter_context(stop.defer())
             _open_log(session, state, stack)
             stack.callback(session.saver.close)
-            complete = fit(session.run(), state)
+            try:
+                complete = fit(session.run(), state)
+            except Diverged as error:
+                if session.directory is not None:
+                    train = session.recipe.data.train
+                    kept = study.keep_batch(session.output_dir, feed, prepared.splits["train"], train, state.step)
+                    error.message += f". The batch and its rows are in {kept}"
+                raise
             session.settle()
         if not complete or stop.signum is not None:
             raise stop.stopped()
-        results = _finish(session, state)
-    except RuntimeError as error:
-        if not _is_lost_peer(error):
-            raise
-        raise EnvironmentFailure(
-            f"rank {accelerator.process_index} of {accelerator.num_processes} lost another process; run the same "
-            "command again to go on from the last checkpoint"
-        ) from error
+        phase.name = "writing the model"
+        return _finish(session, state)
     finally:
-        parts.feed.close()
-        accelerator.end_training()  # trackers and the process group
-    return results
-
-
-def _is_lost_peer(error: RuntimeError) -> bool:
-    """Whether a collective failed because a process is gone. gloo has no exception type of its own."""
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        feed.close()
 
 
 def _check_length(recipe: Recipe, existing: Existing, identity: dict[str, Any], parts: Parts) -> None:
@@ -138,11 +171,7 @@ def _open_log(session: Session, state: TrainState, stack: ExitStack) -> None:
     directory = session.directory
     if directory is None:
         return
-    layout = {key: value for key, value in session.parts.choices.as_json().items() if key != "total_steps"}
-    changed = directory.open_segment(state.step, {**layout, "versions": machine.versions()})
-    if changed:
-        what = ", ".join(f"{key} was {before}, is now {after}" for key, before, after in changed)
-        session.console.note(f"{what}: from here the run is equal to rounding, not to the bit")
+    session.open_segment(state.step)
     metricslog.cut_back(directory.path / METRICS, state.step if state.step else -1)
     for event in metricslog.read(directory.path / METRICS):
         session.watch.take(event)

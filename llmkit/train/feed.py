@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import numpy as np
@@ -96,8 +96,10 @@ class Feed:
         self.seed, self.device = seed, device
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._next: tuple[int, Future[StepFeed]] | None = None
+        self._ahead = 0
 
     def take(self, step: int) -> StepFeed:
+        step += self._ahead
         if self._next is None or self._next[0] != step:
             self._next = (step, self._pool.submit(self.make, step))
         feed = self._next[1].result()
@@ -106,6 +108,26 @@ class Feed:
             (following, self._pool.submit(self.make, following)) if following < self.calendar.total_steps else None
         )
         return feed
+
+    def pass_over(self, steps: int) -> None:
+        """Every step shows the data of `steps` steps later, into further epochs where the last one ends."""
+        total = self.calendar.total_steps - self._ahead + steps
+        self.calendar = calendar(self.plan, global_batch=self.calendar.global_batch, max_steps=total, epochs=1.0)
+        self._ahead, self._next = steps, None
+
+    def halve(self) -> int:
+        """Micro-batches of half the size from the next `take` on. Returns the new size. Not below 1."""
+        layout = self.layout
+        assert layout.micro_batch > 1
+        size = layout.micro_batch // 2
+        shape = None if layout.fixed_shape is None else (size, layout.fixed_shape[1])
+        self.layout, self._next = replace(layout, micro_batch=size, fixed_shape=shape), None
+        return size
+
+    def indices(self, step: int) -> tuple[int, np.ndarray]:
+        """(epoch, the indices of its samples) that the step after `step` completed ones shows, on all ranks."""
+        epoch, first, last = self.calendar.locate(step + self._ahead)
+        return epoch, np.arange(first, last)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

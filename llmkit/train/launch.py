@@ -26,7 +26,11 @@ from llmkit.signals import STOPPING
 _PARENT = "LLMKIT_PARENT_PID"
 _PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 30.0
-"""How long the others may take to end after one process has died."""
+"""How long the others may take to end after a signal: they save."""
+KILLED_SECONDS = 2.0
+"""And after one was killed, which none of the others can have been told."""
+OWN_END_SECONDS = 5.0
+"""And after one of them has failed: they have met the same, or been told of it (`peers`)."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +139,8 @@ def _wait(children: list[subprocess.Popen[bytes]], note: Callable[[str], None]) 
 
 def _end_all(children: list[subprocess.Popen[bytes]], first: int, forwarded: bool, note: Callable[[str], None]) -> int:
     """One has failed; the others would wait for it in a collective. They get a moment to end by themselves."""
-    own_end = (children[first].returncode or 0) >= 0
-    deadline = time.monotonic() + (GRACE_SECONDS if forwarded or own_end else 2.0)
+    killed = (children[first].returncode or 0) < 0
+    deadline = time.monotonic() + (GRACE_SECONDS if forwarded else KILLED_SECONDS if killed else OWN_END_SECONDS)
     while time.monotonic() < deadline and any(child.poll() is None for child in children):
         time.sleep(0.05)
     for rank, child in enumerate(children):

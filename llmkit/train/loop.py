@@ -3,7 +3,8 @@
 A step reduces the denominators of all its micro-batches once, then gives every micro-batch the gradient of
 `sum(loss_sum[k] * weight[k] / global_count[k])`. So the gradient depends on the recipe alone, not on micro-batch size,
 accumulation, padding, packing or the number of processes. Whatever is random in a step is seeded by
-(seed, step, rank, micro-batch), so a resumed run needs a step number and no stream positions.
+(seed, step, rank, micro-batch), so a resumed run needs a step number and no stream positions. Whether a step counts
+(finite, no spike, within memory) is decided from sums over all ranks, so that all of them decide alike.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +23,7 @@ from torch import nn
 
 from llmkit.errors import Diverged
 from llmkit.signals import GivenUp, StopRequest
+from llmkit.train import gradients, memory, spikes
 from llmkit.train.feed import Feed, StepFeed
 from llmkit.train.schedules import Schedule
 
@@ -42,6 +44,13 @@ class TrainState:
     nonfinite_steps: int = 0
     loss_scale: float = INITIAL_LOSS_SCALE
     steps_since_scaling: int = 0
+    recent_losses: list[float] = field(default_factory=list)
+    """Of the last steps, for the detection of spikes."""
+    loss_spikes: int = 0
+    rollbacks: list[int] = field(default_factory=list)
+    """Steps completed where a spike sent the run back."""
+    passed_over: int = 0
+    """Steps' worth of data that rolling back has left out."""
     best_value: float | None = None
     best_step: int | None = None
     evaluations_without_improvement: int = 0
@@ -61,7 +70,7 @@ class Run:
     module: nn.Module
     """The TaskModule itself; evaluated, saved and exported."""
     wrapped: nn.Module
-    """The same module behind DDP and compilation; the loop calls nothing else."""
+    """The same module, compiled where that was chosen; the loop calls nothing else."""
     optimizers: list[torch.optim.Optimizer]
     schedule: Schedule
     feed: Feed
@@ -70,6 +79,7 @@ class Run:
     seed: int
     max_grad_norm: float | None
     max_nonfinite_steps: int | None
+    loss_spike_action: Literal["skip", "rollback"] | None
     logging_steps: int
     autocast: Callable[[], AbstractContextManager[Any]]
     scale_losses: bool
@@ -85,6 +95,12 @@ class Run:
     after_evaluation: Callable[[TrainState, dict[str, float]], bool]
     """Notes the best value in the state; true where this is a new best that must be kept."""
     patience: int | None
+    check_memory: Callable[[], None]
+    """Raises torch.OutOfMemoryError where the process uses more than it may; asked after every micro-batch."""
+    halve: Callable[[TrainState], None]
+    """Halves the micro-batch, or raises EnvironmentFailure where it cannot."""
+    roll_back: Callable[[TrainState], bool]
+    """Back to the checkpoint before a spike, past its data; false where there is none yet."""
 
 
 def step_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
@@ -105,10 +121,16 @@ def fit(run: Run, state: TrainState) -> bool:
             feed = run.feed.take(state.step)
             learning_rate = run.schedule.learning_rate(state.step)
             outcome = train_step(run, state, feed, learning_rate)
+            if outcome is None:
+                run.halve(state)
+                continue
+            if outcome.spike and run.loss_spike_action == "rollback" and run.roll_back(state):
+                clock, tokens_at_clock = time.perf_counter(), state.tokens
+                continue
             stop, save = outcome.stop, outcome.save
             state.step += 1
             state.tokens += outcome.tokens
-            if state.step % run.logging_steps == 0 or state.step == total:
+            if state.step % run.logging_steps == 0 or state.step == total or outcome.unusual:
                 now = time.perf_counter()
                 rate = (state.tokens - tokens_at_clock) / max(now - clock, 1e-9)
                 run.log(train_event(run, state, feed, outcome, learning_rate, rate))
@@ -145,34 +167,37 @@ class Outcome:
     """What a step did, the same on every rank."""
 
     tokens: int
+    loss: float
     grad_norm: float
+    spike: bool
     skipped: bool
+    unusual: bool
+    """Worth a line of its own in the log."""
     stop: bool
     save: bool
 
 
-def train_step(run: Run, state: TrainState, feed: StepFeed, learning_rate: float) -> Outcome:
-    """One optimiser update. A loss or gradient that is not finite leaves the optimiser untouched on all ranks."""
-    accelerator, names = run.accelerator, list(run.loss_weights)
+def train_step(run: Run, state: TrainState, feed: StepFeed, learning_rate: float) -> Outcome | None:
+    """One optimiser update. A loss or gradient that is not finite leaves the optimiser untouched on all ranks, and so
+    does a spike where that is asked for. None, and nothing changed anywhere, where memory was too small on any rank."""
+    names = list(run.loss_weights)
     counts, tokens, stop, save = _reduce_plans(run, state, feed)
-    sums = torch.zeros(len(names), dtype=torch.float64, device=accelerator.device)
     scale = state.loss_scale if run.scale_losses else 1.0
-    last = len(feed.micro_batches) - 1
-    for number, micro in enumerate(feed.micro_batches):
-        torch.manual_seed(step_seed(run.seed, state.step, accelerator.process_index, number))
-        with _sync(run, number == last):
-            with run.autocast():
-                losses = run.wrapped(micro.batch)
-            # DDP averages gradients over the ranks; the count is global already
-            factor = micro.weight * scale * accelerator.num_processes
-            terms = [losses[k] * (run.loss_weights[k] * factor / counts[k]) for k in names if counts[k] > 0]
-            if terms:
-                torch.stack([term.sum() for term in terms]).sum().backward()
-        sums += micro.weight * torch.stack([losses[k].detach().double().sum() for k in names])
-    sums = accelerator.reduce(sums, "sum")
+    try:
+        sums: torch.Tensor | None = _backward(run, state, feed, counts, scale)
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_shortage(error):
+            raise
+        sums = None
+    values = _reduce_step(run, sums)
+    if values is None:
+        _forget_gradients(run)
+        return None
     grad_norm = _clip(run, scale)
-    values = sums.tolist()
-    skipped = not (math.isfinite(grad_norm) and all(map(math.isfinite, values)))
+    loss = sum(run.loss_weights[k] * value / counts[k] for k, value in zip(names, values, strict=True) if counts[k])
+    finite = math.isfinite(grad_norm) and all(map(math.isfinite, values))
+    spike = finite and spikes.is_spike(state.recent_losses, loss)
+    skipped = not finite or (spike and run.loss_spike_action is not None)
     if not skipped:
         for optimizer in run.optimizers:
             for group in optimizer.param_groups:
@@ -181,10 +206,30 @@ def train_step(run: Run, state: TrainState, feed: StepFeed, learning_rate: float
         for name, value in zip(names, values, strict=True):
             state.loss_sums[name] = state.loss_sums.get(name, 0.0) + value
             state.counts[name] = state.counts.get(name, 0.0) + counts[name]
-    for optimizer in run.optimizers:
-        optimizer.zero_grad(set_to_none=True)
-    _account_nonfinite(run, state, skipped)
-    return Outcome(tokens, grad_norm, skipped, stop, save)
+    _forget_gradients(run)
+    _account_nonfinite(run, state, not finite)
+    if finite:
+        state.recent_losses = spikes.remembered(state.recent_losses, loss)
+        state.loss_spikes += int(spike)
+    unusual = spike or (not finite and not run.scale_losses)  # float16 overflows now and then
+    return Outcome(tokens, loss, grad_norm, spike, skipped, unusual, stop, save)
+
+
+def _backward(run: Run, state: TrainState, feed: StepFeed, counts: dict[str, float], scale: float) -> torch.Tensor:
+    """This rank's gradients of all micro-batches of the step. Returns its loss sums, (losses,) float64."""
+    names, device = list(run.loss_weights), run.accelerator.device
+    sums = torch.zeros(len(names), dtype=torch.float64, device=device)
+    for number, micro in enumerate(feed.micro_batches):
+        torch.manual_seed(step_seed(run.seed, state.step, run.accelerator.process_index, number))
+        with run.autocast():
+            losses = run.wrapped(micro.batch)
+        factor = micro.weight * scale
+        terms = [losses[k] * (run.loss_weights[k] * factor / counts[k]) for k in names if counts[k] > 0]
+        if terms:
+            torch.stack([term.sum() for term in terms]).sum().backward()
+        sums += micro.weight * torch.stack([losses[k].detach().double().sum() for k in names])
+        run.check_memory()
+    return sums
 
 
 def _reduce_plans(run: Run, state: TrainState, feed: StepFeed) -> tuple[dict[str, float], int, bool, bool]:
@@ -200,20 +245,36 @@ def _reduce_plans(run: Run, state: TrainState, feed: StepFeed) -> tuple[dict[str
     return counts, int(local[-3]), local[-2] > 0, local[-1] > 0
 
 
-def _sync(run: Run, last: bool) -> AbstractContextManager[Any]:
-    """Gradients are summed over the ranks with the last micro-batch alone."""
-    return nullcontext() if last else run.accelerator.no_sync(run.wrapped)
+def _reduce_step(run: Run, sums: torch.Tensor | None) -> list[float] | None:
+    """Loss sums over all ranks, whose gradients are then summed too. None where any of them has none: no memory."""
+    if run.accelerator.num_processes == 1:
+        return None if sums is None else sums.tolist()
+    parameters = [p for optimizer in run.optimizers for group in optimizer.param_groups for p in group["params"]]
+    size = len(run.loss_weights)
+    local = torch.zeros(size) if sums is None else sums.cpu()
+    told = [*local.tolist(), float(sums is None), *(float(p.grad is not None) for p in parameters)]
+    tensor = torch.tensor(told, dtype=torch.float64, device=run.accelerator.device)
+    told = run.accelerator.reduce(tensor, "sum").tolist()
+    if told[size] > 0:
+        return None
+    gradients.sum_over_ranks(parameters, [count > 0 for count in told[size + 1 :]])
+    return list(told[:size])
+
+
+def _forget_gradients(run: Run) -> None:
+    for optimizer in run.optimizers:
+        optimizer.zero_grad(set_to_none=True)
 
 
 def _clip(run: Run, scale: float) -> float:
     """Unscales, clips, and returns the norm before clipping."""
     groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
-    gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    given = [p.grad for group in groups for p in group["params"] if p.grad is not None]
     if scale != 1.0:
-        torch._foreach_mul_(gradients, 1.0 / scale)
-    norm = torch.nn.utils.get_total_norm(gradients)
+        torch._foreach_mul_(given, 1.0 / scale)
+    norm = torch.nn.utils.get_total_norm(given)
     if run.max_grad_norm is not None and torch.isfinite(norm):
-        torch._foreach_mul_(gradients, torch.clamp(run.max_grad_norm / (norm + 1e-6), max=1.0))
+        torch._foreach_mul_(given, torch.clamp(run.max_grad_norm / (norm + 1e-6), max=1.0))
     return float(norm)
 
 
@@ -253,6 +314,11 @@ def train_event(
         "tokens": state.tokens,
         "tokens_per_second": round(rate, 1),
     }
-    if state.nonfinite_steps:
-        event["nonfinite_steps"] = state.nonfinite_steps
-    return event
+    if outcome.unusual:
+        event |= {"step_loss": outcome.loss, "spike": outcome.spike, "skipped": outcome.skipped}
+    counted = {
+        "nonfinite_steps": state.nonfinite_steps,
+        "loss_spikes": state.loss_spikes,
+        "rollbacks": len(state.rollbacks),
+    }
+    return event | {name: count for name, count in counted.items() if count}

@@ -18,8 +18,18 @@ class MetricsLog:
 
     def __init__(self, path: Path):
         self.path = path
-        with environment_errors(path, "open"):
-            self._handle: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._handle: int | None = None
+        self._open()
+
+    def _open(self) -> None:
+        with environment_errors(self.path, "open"):
+            self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def cut_back(self, step: int) -> None:
+        """Drops every event after `step`: the run has gone back there."""
+        self.close()
+        cut_back(self.path, step)
+        self._open()
 
     def write(self, event: Event) -> None:
         """One event as one line; NaN and infinities become null. Raises EnvironmentFailure."""

@@ -1,4 +1,4 @@
-"""The largest micro-batch that fits in a GPU's memory, found on the longest batch before the run starts.
+"""The largest micro-batch that fits in memory, found on the longest batch before the run starts.
 
 The gradient does not depend on it, so it may be chosen by trying; it is kept for the run's life all the same, because
 sums in another order differ in their last bits.
@@ -17,6 +17,7 @@ from torch import nn
 
 from llmkit.errors import EnvironmentFailure
 from llmkit.tasks.base import Batch, Plan, Task
+from llmkit.train import memory
 
 OPTIMIZER_COPIES = 2
 """What an optimiser keeps, in copies of the trained parameters: AdamW's two moments, the most of ours."""
@@ -43,10 +44,12 @@ def largest_that_fits(candidates: Sequence[int], fits: Callable[[int], bool]) ->
     for size in candidates:
         if fits(size):
             return size
-    raise EnvironmentFailure(
-        "out of memory with a single sequence; a smaller data.max_length, training.gradient_checkpointing: true, or a "
-        "smaller model needs less"
-    )
+    raise too_small()
+
+
+def too_small() -> EnvironmentFailure:
+    """Nothing is left to halve."""
+    return EnvironmentFailure(f"out of memory with a single sequence; {memory.SMALLER}")
 
 
 def choose(
@@ -58,6 +61,7 @@ def choose(
     seed: int,
     accelerator: Accelerator,
     autocast: Callable[[], AbstractContextManager[Any]],
+    check_memory: Callable[[], None],
 ) -> int:
     """Tries the divisors of `samples_per_rank` from the largest down; ranks agree on the smallest they find."""
     device = accelerator.device
@@ -67,13 +71,15 @@ def choose(
         try:
             reserved = torch.empty(OPTIMIZER_COPIES * trained, dtype=torch.uint8, device=device)
             backward(module, task, longest_batch(task, plan, size, seed=seed, device=device), autocast)
+            check_memory()
             del reserved
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_shortage(error):
+                raise
             return False
         finally:
             module.zero_grad(set_to_none=True)
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            memory.free(device)
         return True
 
     module.train()

@@ -68,7 +68,7 @@ def try_once(recipe: Recipe, options: Options, prepared: Prepared, scratch: Path
     from llmkit.train.trial import longest_step, validate_once
 
     hardware.keep_freed_memory()
-    accelerator = make_accelerator([], str(scratch))
+    accelerator = make_accelerator([], str(scratch), None)
     task = build_task(recipe, prepared.tokenizer_dir, allow_remote_code=options.trust_remote_code, trial=True)
     task.prepare(prepared.splits.get("train"), prepared.splits.get("validation"))
     parts = build(recipe, task, prepared, accelerator, None)

@@ -92,7 +92,7 @@ def _parts(recipe: Recipe, prepared: Prepared, options: Options) -> tuple[Sequen
     module = task.build_model()
     assert isinstance(module, ClassifierModule)
     probe.head_of(module)
-    return task, module.to(make_accelerator([], recipe.output_dir).device)
+    return task, module.to(make_accelerator([], recipe.output_dir, None).device)
 
 
 def all_features(

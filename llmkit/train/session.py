@@ -8,8 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -22,13 +23,27 @@ from llmkit.metrics.table import METRICS
 from llmkit.recipe.sections import Recipe
 from llmkit.report.console import Console, TrainingView
 from llmkit.report.overfit import OverfitWatch
+from llmkit.report.spikes import spike_warning
 from llmkit.signals import GivenUp, StopRequest
-from llmkit.train import checkpoint, hardware, optim
+from llmkit.train import checkpoint, hardware, machine, optim, recover
 from llmkit.train.build import Parts, checkpoint_tensors, load_model_tensors
 from llmkit.train.loop import Run, TrainState
 from llmkit.train.metricslog import MetricsLog
 from llmkit.train.rundir import CHECKPOINTS, RunDirectory
 from llmkit.train.saver import Saver, Tensors
+
+T = TypeVar("T")
+
+
+@dataclass
+class Phase:
+    """What a process is doing, for the others to tell when it is gone."""
+
+    name: str = "loading the model"
+    state: TrainState | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.state is None else f"{self.name}, {self.state.step} steps done"
 
 
 @dataclass
@@ -45,6 +60,7 @@ class Session:
     stop: StopRequest
     console: Console
     matrix_rate: float
+    phase: Phase
     log_file: MetricsLog | None = None
     view: TrainingView | None = None
     last_save: float = 0.0
@@ -65,6 +81,7 @@ class Session:
         if path is None:
             return TrainState()
         state = self.load(path)
+        self.parts.feed.pass_over(state.passed_over)
         self.stop.saved = True
         self.console.note(f"going on from {path.name}")
         return state
@@ -92,18 +109,37 @@ class Session:
             seed=recipe.seed,
             max_grad_norm=recipe.training.max_grad_norm,
             max_nonfinite_steps=recipe.training.max_nonfinite_steps,
+            loss_spike_action=recipe.training.loss_spike_action,
             logging_steps=recipe.logging.logging_steps,
             autocast=parts.autocast,
             scale_losses=parts.choices.mixed_precision == "fp16",
             stop=self.stop,
             log=self.log,
-            evaluate=self.evaluate,
-            save=self.save,
+            evaluate=self.during("validation", self.evaluate),
+            save=self.during("saving", self.save),
             save_is_due=self.save_is_due,
             evaluation_is_due=self.evaluation_is_due(),
             after_evaluation=self.after_evaluation,
             patience=recipe.training.early_stopping_patience,
+            check_memory=parts.check_memory,
+            halve=partial(recover.halve, self),
+            roll_back=partial(recover.roll_back, self),
         )
+
+    def warn(self, text: str) -> None:
+        """Something that people should know, wherever they look."""
+        (self.view.warn if self.view is not None else self.console.note)(text)
+
+    def during(self, name: str, work: Callable[[TrainState], T]) -> Callable[[TrainState], T]:
+        """`work`, while the phase is `name`."""
+
+        def named(state: TrainState) -> T:
+            before, self.phase.name = self.phase.name, name
+            result = work(state)
+            self.phase.name = before
+            return result
+
+        return named
 
     def log(self, event: dict[str, Any]) -> None:
         """One line of metrics.jsonl, the live view and the trackers, on the first rank."""
@@ -117,7 +153,7 @@ class Session:
                 event["save_stall_seconds"], self.stall = round(self.stall, 4), 0.0
         assert self.log_file is not None
         self.log_file.write(event)
-        warning = self.watch.take(event)
+        warning = self.watch.take(event) or spike_warning(event)
         if self.view is not None:
             self.view.log(event)
             if warning is not None:
@@ -207,6 +243,7 @@ class Session:
         assert directory is not None and log_file is not None
         step, tokens, saved = state.step, state.tokens, {"train": state.as_json()}
         protect = {state.best_step} if self.keeps_best and state.best_step is not None else set()
+        protect |= recover.needed(self.recipe, state)
 
         def write(tensors: Tensors) -> None:
             log_file.sync()  # a checkpoint must not know of lines that a crash of the machine loses
@@ -226,3 +263,14 @@ class Session:
             self.directory.update(saving=self.saver.told())
         self.accelerator.wait_for_everyone()
         self.stop.saved = True
+
+    def open_segment(self, step: int) -> None:
+        """Notes in run.json under which choices the steps from `step` on are made; says what has changed."""
+        if self.directory is None:
+            return
+        choices = self.parts.choices.as_json()
+        layout = {key: value for key, value in choices.items() if key != "total_steps"}
+        changed = self.directory.open_segment(step, {**layout, "versions": machine.versions()})
+        if changed:
+            what = ", ".join(f"{key} was {before}, is now {after}" for key, before, after in changed)
+            self.console.note(f"{what}: from here the run is equal to rounding, not to the bit")

@@ -57,6 +57,8 @@ def test_the_bases_are_right(tmp_path: Path) -> None:
         (["training={lr_scheduler_type: constant, min_lr_ratio: 0.1}"], "the schedule constant would ignore it"),
         (["training={optim: sgd, adam_beta1: 0.9}"], "training.adam_beta1: the optimiser sgd would ignore it"),
         (["training={global_batch_size: 12, per_device_train_batch_size: 8}"], "12 is no multiple of"),
+        (["training.max_memory=20 gigabytes"], 'training.max_memory: expected an amount of memory, e.g. "20GB"'),
+        (["training.loss_spike_action=rollback"], "goes back to the last multiple of checkpoint.save_steps"),
         (["model.name_or_path=runs/a/b"], "model.config: model.name_or_path is given too"),
         (["model.config={n_layer: 2}"], "required key model_type is missing"),
         (["model.revision=main"], "model.revision: only a model of the Hub has revisions"),

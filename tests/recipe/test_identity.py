@@ -48,6 +48,8 @@ def recipe(**changes: Any) -> Recipe:
         {"logging__logging_steps": 1},
         {"checkpoint__save_steps": 7, "checkpoint__save_total_limit": None, "checkpoint__save_minutes": 1.0},
         {"checkpoint__save_best": False},
+        {"training__max_memory": "20GB"},
+        {"distributed__ddp_timeout": 60},
         {"model__attn_implementation": None},
         {"data__validation": []},
     ],
@@ -76,6 +78,8 @@ def test_outside_the_identity(changes: dict[str, Any]) -> None:
         ({"distributed__mixed_precision": "bf16"}, "distributed.mixed_precision"),
         ({"peft": {"type": "lora"}}, "peft.r"),
         ({"checkpoint__save_best": True}, "checkpoint.save_best"),
+        ({"training__loss_spike_action": "skip"}, "training.loss_spike_action"),
+        ({"training__loss_spike_action": "rollback", "checkpoint__save_steps": 7}, "checkpoint.save_steps"),
     ],
 )
 def test_inside_the_identity(changes: dict[str, Any], key: str) -> None:

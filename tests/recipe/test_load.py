@@ -114,7 +114,6 @@ def test_unknown_and_later_names_of_tasks_and_steps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "key"),
     [
-        ("training.max_memory=20GB", "training.max_memory"),
         ("evaluation.suites=[{suite: x}]", "evaluation.suites"),
         ("distributed.strategy=fsdp", "distributed.strategy"),
     ],

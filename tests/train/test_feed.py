@@ -25,6 +25,51 @@ def rows_of(world_size, micro_batch, step, global_batch=8):
     return sorted(seen), counts, micro, tokens
 
 
+def dealt(world_size, step, steps_passed=0):
+    """The step's rows (their indices) in the order in which they are dealt to the ranks."""
+    days = calendar(ToyPlan(), global_batch=8, max_steps=12, epochs=1)
+    ranks = []
+    for rank in range(world_size):
+        plan = Recorded()
+        feed = Feed(ToyTask(), plan, days, Layout(8, 2, rank, world_size), seed=0, device=torch.device("cpu"))
+        feed.pass_over(steps_passed)
+        feed.make(step + steps_passed)
+        ranks.append(plan.asked)
+    return [mine[turn] for turn in range(len(ranks[0])) for mine in ranks if turn < len(mine)]
+
+
+class Recorded(ToyPlan):
+    """Keeps the indices of the samples it was first asked for; blanks come later."""
+
+    asked = None
+
+    def samples(self, epoch, indices):
+        if self.asked is None:
+            self.asked = [(epoch, int(index)) for index in indices]
+        return super().samples(epoch, indices)
+
+
+def test_every_number_of_processes_has_the_same_order_in_every_step():
+    for step in range(12):  # the fifth of an epoch is short: 37 = 4 x 8 + 5
+        alone = dealt(1, step)
+        assert dealt(2, step) == dealt(3, step) == dealt(4, step) == alone
+        assert len(alone) == (5 if step % 5 == 4 else 8)
+
+
+def test_data_that_is_passed_over_goes_on_into_a_further_epoch():
+    assert dealt(2, 3, steps_passed=4) == dealt(1, 7)
+    assert {epoch for epoch, _ in dealt(1, 11, steps_passed=6)} == {3}
+
+
+def test_half_the_micro_batch_from_the_next_step_on():
+    days = calendar(ToyPlan(), global_batch=8, max_steps=12, epochs=1)
+    feed = Feed(ToyTask(), ToyPlan(), days, Layout(8, 4, 0, 1, (4, 12)), seed=0, device=torch.device("cpu"))
+    assert len(feed.take(0).micro_batches) == 2
+    assert feed.halve() == 2
+    made = feed.take(1)
+    assert [tuple(micro.batch["input_ids"].shape) for micro in made.micro_batches] == [(2, 12)] * 4
+
+
 @pytest.mark.parametrize("step", [0, 3, 4, 9])
 def test_every_layout_shows_the_same_rows(step):
     reference = rows_of(1, 8, step)

@@ -106,7 +106,7 @@ def make_run(
     events: list[dict] = []
     fields = {
         "module": module,
-        "wrapped": accelerator.prepare_model(module) if accelerator.num_processes > 1 else module,
+        "wrapped": module,
         "optimizers": build_optimizers(module, training),
         "schedule": Schedule("constant", training.learning_rate, steps, 0, 0.0),
         "feed": Feed(task, plan, days, layout, seed=5, device=torch.device("cpu")),
@@ -115,6 +115,7 @@ def make_run(
         "seed": 5,
         "max_grad_norm": 1.0,
         "max_nonfinite_steps": 10,
+        "loss_spike_action": None,
         "logging_steps": 4,
         "autocast": nullcontext,
         "scale_losses": False,
@@ -126,5 +127,8 @@ def make_run(
         "evaluation_is_due": lambda state: False,
         "after_evaluation": lambda state, metrics: False,
         "patience": None,
+        "check_memory": lambda: None,
+        "halve": lambda state: None,
+        "roll_back": lambda state: False,
     }
     return Run(**{**fields, **changes}), TrainState(), events
