@@ -85,8 +85,17 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, dump_json(value))
 
 
+def parse_json(data: bytes | str) -> Any:
+    """The value of a JSON text. Raises ValueError whatever is wrong with it, nesting beyond Python's stack too."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The value in a file. Raises ValueError, OSError."""
+    return parse_json(path.read_text(encoding="utf-8"))
 
 
 def sha256_file(path: Path) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import ModelError, RecipeError
+from llmkit.files import read_json
 from llmkit.recipe.paths import HUB, is_hub_id
 from llmkit.recipe.sections import ModelSection, Recipe
 
@@ -155,7 +155,7 @@ def max_length(recipe: Recipe) -> int:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {error}", file=str(path)) from error
     if not isinstance(value, dict):

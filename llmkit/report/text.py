@@ -39,6 +39,16 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
+def finite(value: object) -> float | None:
+    """What was read from JSON as a number; None where it is no finite one."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
 def number(value: float) -> str:
     """A metric: four or five significant digits, no exponent where people would not write one."""
     if not math.isfinite(value):

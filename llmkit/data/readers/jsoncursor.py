@@ -82,6 +82,9 @@ class JsonCursor:
                     raise self.broken("a value is missing") from None
                 self._move(min(error.pos, len(self._text)))
                 raise self.broken(error.msg) from None
+            except ValueError:  # Python's bound on the digits of a whole number
+                self.pass_over()
+                raise Unreadable("a number with too many digits") from None
             if end == len(self._text) and self._more():
                 continue  # a number may go on in the next block
             source = self._text[self._at : end]

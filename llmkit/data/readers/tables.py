@@ -29,7 +29,8 @@ def read_parquet(reading: Reading, state: dict[str, Any] | None) -> Iterator[Chu
                 while first <= row < first + count:
                     start = row
                     known = row > 0
-                    columns = _wanted(reading, table.schema_arrow.names)
+                    names = table.schema_arrow.names
+                columns = [name for name in names if reading.wanted is None or name in reading.wanted]
                     batches = table.iter_batches(rows if known else _FIRST, row_groups=[group], columns=columns)
                     for batch in _from(batches, start - first):
                         row += batch.num_rows
@@ -39,9 +40,7 @@ def read_parquet(reading: Reading, state: dict[str, Any] | None) -> Iterator[Chu
                     if row == start:
                         break
                 first += count
-    except pa.ArrowException as error:
-        raise reading.fail(f"not a parquet file that can be read: {error}") from error
-    except OSError as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name
         raise reading.fail(f"not a parquet file that can be read: {error}") from error
 
 
@@ -61,10 +60,11 @@ def read_arrow(reading: Reading, state: dict[str, Any] | None) -> Iterator[Chunk
             row += begin
             for start in range(begin, batch.num_rows, rows):
                 part = batch.slice(start, rows)
-                part = part.select(_wanted(reading, part.schema.names))
+                names = part.schema.names  # which may be the same twice
+                part = part.select([i for i, name in enumerate(names) if reading.wanted is None or name in reading.wanted])
                 row += part.num_rows
                 yield _chunk(part, row - part.num_rows, {"row": row})
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name
         raise reading.fail(f"not an Arrow file that can be read: {error}") from error
 
 
@@ -93,10 +93,6 @@ def _source(reading: Reading) -> Any:
     if len(data) > _IN_MEMORY:
         raise reading.fail(f"a table over {_IN_MEMORY} bytes cannot be read in compressed form; unpack it first")
     return pa.BufferReader(data)
-
-
-def _wanted(reading: Reading, names: list[str]) -> list[str]:
-    return [name for name in names if reading.wanted is None or name in reading.wanted]
 
 
 def _from(batches: Any, start: int) -> Iterator[Any]:
