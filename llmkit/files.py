@@ -7,13 +7,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llmkit.errors import EnvironmentFailure
+from llmkit.errors import EnvironmentFailure, LlmkitError
 
 MAX_SYNCS = 16
 
@@ -96,6 +96,17 @@ def parse_json(data: bytes | str) -> Any:
 def read_json(path: Path) -> Any:
     """The value in a file. Raises ValueError, OSError."""
     return parse_json(path.read_text(encoding="utf-8"))
+
+
+def read_object(path: Path, make_error: Callable[[str], LlmkitError]) -> dict[str, Any]:
+    """The JSON object in a file of somebody else's. Raises `make_error` where there is none."""
+    try:
+        value = read_json(path)
+    except (OSError, ValueError) as error:
+        raise make_error(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise make_error(f"{path} holds no JSON object")
+    return value
 
 
 def sha256_file(path: Path) -> str:
