@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmkit.data.tokenizer_core import read_core
+from llmkit.data.tokenizer_core import num_ids, read_core
 from llmkit.errors import ModelError
 from llmkit.files import dump_json, environment_errors, read_object, sha256_json
 from llmkit.recipe.sections import Recipe, TokenizerSection
@@ -51,6 +51,8 @@ PLAIN = {*ROLES, "tokenizer_class", "backend", "is_local", "model_max_length", "
 """What a configuration may say that changes no encoding."""
 UNBOUNDED = re.compile(rb'"truncation":\s*null,\s*"padding":\s*null,')
 ADDING = ("special_tokens_map.json", "added_tokens.json")
+MAX_IDS = 1 << 24
+"""Far above any real vocabulary."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -142,7 +144,7 @@ def import_tokenizer(source: TokenizerSource, section: TokenizerSection, target:
         config = _plain_config(directory)
         if config is not None:
             _copy(directory, config, target)
-            return
+            return _check_ids(target)
     if not source.hub:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read at import: nothing local may ask the network
     tokenizer = _load(directory, section.tokenizer_class)
@@ -150,7 +152,17 @@ def import_tokenizer(source: TokenizerSource, section: TokenizerSection, target:
         raise ModelError(f"the tokenizer in {source.name} has no fast form (tokenizer.json); llmkit needs one")
     if section.special_tokens is not None and section.special_tokens.additional:
         tokenizer.add_special_tokens({"additional_special_tokens": list(section.special_tokens.additional)})
-    save(tokenizer, target)
+    try:
+        save(tokenizer, target)
+    except ValueError as error:  # half a surrogate pair
+        raise ModelError(f"the tokenizer in {source.name} cannot be written: {error}") from error
+    _check_ids(target)
+
+
+def _check_ids(directory: Path) -> None:
+    """A single token with an id in the billions would make tables of that size. Raises ModelError."""
+    if (ids := num_ids(directory)) > MAX_IDS:
+        raise ModelError(f"the tokenizer's ids go up to {ids - 1:,}; at most {MAX_IDS:,} are accepted")
 
 
 def _plain_config(directory: Path) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ from llmkit.data.tokenizer import choose_engine
 from llmkit.data.tokenizer_core import read_core, read_vocabulary
 from llmkit.data.tokenizer_files import import_tokenizer, section_identity, source_identity, tokenizer_source
 from llmkit.data.tokenizer_train import END, train_tokenizer
+from llmkit.errors import ModelError
 from llmkit.files import environment_errors, read_object, sync
 from llmkit.recipe.sections import Recipe
 from llmkit.recipe.tasks import CHATS

@@ -28,11 +28,21 @@ from tests.faults.fuzzing import as_json, bounded, mutate, mutate_json
 
 TEXT = [{"text": "The first text of all."}, {"text": "第二个 文本。\nIt has lines."}, {"text": "third"}]
 CHAT = [
-    {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]},
+    {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "1+1?"},
+            {"role": "assistant", "content": "2"},
+        ]
+    },
     {
         "messages": [
             {"role": "user", "content": "weather?"},
-            {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "w", "arguments": {"at": "x"}}}]},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"type": "function", "function": {"name": "w", "arguments": {"at": "x"}}}],
+            },
             {"role": "tool", "content": "sunny"},
             {"role": "assistant", "content": "It is sunny."},
         ],
@@ -42,12 +52,31 @@ CHAT = [
     {"instruction": "Add.", "input": "1 2", "output": "3", "history": [["a", "b"]]},
     {"prompt": "a", "completion": "b"},
 ]
-LABELLED = [{"text": "good film", "label": "pos"}, {"text": "bad", "label": "neg", "text_pair": "pair"}, {"text": "坏", "label": 1}]
-TAGGED = [{"tokens": ["EU", "rejects", "German"], "labels": ["B-ORG", "O", "B-MISC"]}, {"tokens": ["北京"], "labels": [3]}]
+LABELLED = [
+    {"text": "good film", "label": "pos"},
+    {"text": "bad", "label": "neg", "text_pair": "pair"},
+    {"text": "坏", "label": 1},
+]
+TAGGED = [
+    {"tokens": ["EU", "rejects", "German"], "labels": ["B-ORG", "O", "B-MISC"]},
+    {"tokens": ["北京"], "labels": [3]},
+]
 QUESTIONS = [
     {"id": "a", "question": "Who?", "context": "Ann went home.", "answers": {"text": ["Ann"], "answer_start": [0]}},
-    {"id": "b", "question": "何时?", "context": "他 昨天 来。", "answers": [{"text": "昨天", "answer_start": 2}], "is_impossible": False},
-    {"id": "c", "question": "Why?", "context": "No reason.", "answers": {"text": [], "answer_start": []}, "is_impossible": True},
+    {
+        "id": "b",
+        "question": "何时?",
+        "context": "他 昨天 来。",
+        "answers": [{"text": "昨天", "answer_start": 2}],
+        "is_impossible": False,
+    },
+    {
+        "id": "c",
+        "question": "Why?",
+        "context": "No reason.",
+        "answers": {"text": [], "answer_start": []},
+        "is_impossible": True,
+    },
 ]
 PAIRS = [{"source": "a house", "target": "ein Haus"}, {"source": "两", "target": ["two", "2"]}]
 CHOSEN = [
@@ -57,7 +86,15 @@ CHOSEN = [
 RATED = [{"prompt": "Hi", "completion": "Hello", "label": True}, {"messages": CHAT[0]["messages"], "label": "false"}]
 
 GPT = {"config": {"model_type": "gpt2", "n_layer": 1, "n_head": 1, "n_embd": 8}}
-BERT = {"config": {"model_type": "bert", "num_hidden_layers": 1, "num_attention_heads": 1, "hidden_size": 8, "intermediate_size": 8}}
+BERT = {
+    "config": {
+        "model_type": "bert",
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+    }
+}
 T5 = {"config": {"model_type": "t5", "num_layers": 1, "num_heads": 1, "d_model": 8, "d_kv": 8, "d_ff": 8}}
 ROWS: dict[str, tuple[dict[str, Any], dict[str, Any], list[Any]]] = {
     "causal_lm": ({}, GPT, TEXT),
@@ -71,7 +108,13 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any], list[Any]]] = {
     "preference": ({}, GPT, CHOSEN),
     "preference_kto": ({"loss": "kto"}, GPT, RATED),
 }
-CLEAN = [{"step": "fix_unicode"}, {"step": "normalize"}, {"step": "strip_html"}, {"step": "exact_dedup"}, {"step": "length", "min_words": 1}]
+CLEAN = [
+    {"step": "fix_unicode"},
+    {"step": "normalize"},
+    {"step": "strip_html"},
+    {"step": "exact_dedup"},
+    {"step": "length", "min_words": 1},
+]
 
 
 def jsonl(rows: list[Any]) -> bytes:
@@ -80,7 +123,15 @@ def jsonl(rows: list[Any]) -> bytes:
 
 def columns(rows: list[Any]) -> pa.Table:
     names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: [json.dumps(row.get(name)) if isinstance(row.get(name), list | dict) else str(row.get(name)) for row in rows] for name in names})
+    return pa.table(
+        {
+            name: [
+                json.dumps(row.get(name)) if isinstance(row.get(name), list | dict) else str(row.get(name))
+                for row in rows
+            ]
+            for name in names
+        }
+    )
 
 
 def parquet(rows: list[Any]) -> bytes:
@@ -106,8 +157,12 @@ def delimited(mark: str) -> Callable[[list[Any]], bytes]:
 
 
 def squad(rows: list[Any]) -> bytes:
-    qas = [{key: row[key] for key in ("id", "question", "answers") if key in row} for row in rows if isinstance(row, dict)]
-    return as_json({"version": "2", "data": [{"title": "t", "paragraphs": [{"context": "Ann went home.", "qas": qas}]}]})
+    qas = [
+        {key: row[key] for key in ("id", "question", "answers") if key in row} for row in rows if isinstance(row, dict)
+    ]
+    return as_json(
+        {"version": "2", "data": [{"title": "t", "paragraphs": [{"context": "Ann went home.", "qas": qas}]}]}
+    )
 
 
 def conll(rows: list[Any]) -> bytes:
@@ -141,17 +196,37 @@ def mediawiki(rows: list[Any]) -> bytes:
 FORMATS: dict[str, tuple[str, Callable[[list[Any]], bytes], tuple[str, ...], dict[str, Any]]] = {
     "jsonl": ("a.jsonl", jsonl, tuple(ROWS), {}),
     "json": ("a.json", as_json, tuple(ROWS), {}),
-    "json_field": ("a.json", lambda rows: as_json({"n": 1, "data": {"rows": rows}}), ("causal_lm",), {"field": "data.rows"}),
+    "json_field": (
+        "a.json",
+        lambda rows: as_json({"n": 1, "data": {"rows": rows}}),
+        ("causal_lm",),
+        {"field": "data.rows"},
+    ),
     "parquet": ("a.parquet", parquet, ("causal_lm", "question_answering"), {}),
     "arrow": ("a.arrow", arrow, ("causal_lm", "sequence_classification"), {}),
     "csv": ("a.csv", delimited(","), ("causal_lm", "sequence_classification", "preference_kto"), {}),
     "tsv": ("a.tsv", delimited("\t"), ("sequence_classification",), {}),
-    "csv_plain": ("a.csv", delimited(";"), ("causal_lm",), {"header": False, "quoting": False, "delimiter": ";", "columns": {"text": 0}}),
+    "csv_plain": (
+        "a.csv",
+        delimited(";"),
+        ("causal_lm",),
+        {"header": False, "quoting": False, "delimiter": ";", "columns": {"text": 0}},
+    ),
     "txt": ("a.txt", plain, ("causal_lm", "masked_lm"), {}),
     "paragraph": ("a.txt", plain, ("causal_lm",), {"sample_by": "paragraph"}),
     "line": ("a.txt", plain, ("causal_lm",), {"sample_by": "line"}),
-    "utf16": ("a.txt", lambda rows: plain(rows).decode().encode("utf-16"), ("causal_lm",), {"encoding": "utf-16", "sample_by": "line"}),
-    "gb18030": ("a.txt", lambda rows: plain(rows).decode().encode("gb18030"), ("causal_lm",), {"encoding": "gb18030", "sample_by": "line"}),
+    "utf16": (
+        "a.txt",
+        lambda rows: plain(rows).decode().encode("utf-16"),
+        ("causal_lm",),
+        {"encoding": "utf-16", "sample_by": "line"},
+    ),
+    "gb18030": (
+        "a.txt",
+        lambda rows: plain(rows).decode().encode("gb18030"),
+        ("causal_lm",),
+        {"encoding": "gb18030", "sample_by": "line"},
+    ),
     "document_start": ("a.txt", plain, ("causal_lm",), {"document_start": "third|\\{"}),
     "squad": ("a.json", squad, ("question_answering",), {}),
     "conll": ("a.conll", conll, ("token_classification",), {}),
@@ -229,7 +304,9 @@ def take(path: Path, name: str, roles: RoleSpec, process: Processor) -> tuple[in
     return rows, rejects
 
 
-def fuzz(name: str, task: str, count: int, place: Path, processors: Callable[[str], tuple[RoleSpec, Processor]]) -> dict[str, int]:
+def fuzz(
+    name: str, task: str, count: int, place: Path, processors: Callable[[str], tuple[RoleSpec, Processor]]
+) -> dict[str, int]:
     roles, process = processors(task)
     path = place / FORMATS[name][0]
     ended = {"read": 0, "refused": 0}

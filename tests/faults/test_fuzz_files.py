@@ -60,7 +60,18 @@ def recipe(place: Path, number: int, dice: random.Random) -> None:
 
 EVENTS = [
     {"step": 0, "split": "validation", "loss": 5.0, "seconds": 1.0},
-    *({"step": step, "split": "train", "loss": 4.0 - step / 100, "learning_rate": 1e-3, "grad_norm": 1.0, "tokens": 9, "tokens_per_second": 3.0} for step in range(1, 9)),
+    *(
+        {
+            "step": step,
+            "split": "train",
+            "loss": 4.0 - step / 100,
+            "learning_rate": 1e-3,
+            "grad_norm": 1.0,
+            "tokens": 9,
+            "tokens_per_second": 3.0,
+        }
+        for step in range(1, 9)
+    ),
     {"step": 8, "split": "validation", "loss": 6.0, "accuracy": 0.5},
 ]
 RESULTS = {
@@ -71,7 +82,17 @@ RESULTS = {
     "per_class": {"a": {"f1": 0.5, "n": 2}},
     "confusion_matrix": {"labels": ["a", "b"], "counts": [[1, 0], [0, 2]]},
 }
-RUN = {"command": "pretrain", "status": "running", "steps": 4, "tokens": 9, "started_at": "2026", "seconds": 3.5, "resolved": {"a": 1}, "versions": {"torch": "2"}, "hardware": {}}
+RUN = {
+    "command": "pretrain",
+    "status": "running",
+    "steps": 4,
+    "tokens": 9,
+    "started_at": "2026",
+    "seconds": 3.5,
+    "resolved": {"a": 1},
+    "versions": {"torch": "2"},
+    "hardware": {},
+}
 
 
 def metrics(place: Path, number: int, dice: random.Random) -> None:
@@ -80,7 +101,12 @@ def metrics(place: Path, number: int, dice: random.Random) -> None:
     lines = b"".join(as_json(event) + b"\n" for event in (changed if isinstance(changed, list) else [changed]))
     (place / "metrics.jsonl").write_bytes(lines if dice.random() < 0.5 else mutate(dice, lines, [lines]))
     (place / "evaluation").mkdir(exist_ok=True)
-    for name, value in {"run.json": RUN, "results.json": {"loss": 1.5}, "evaluation/results.json": RESULTS, "evaluation/predictions.jsonl": {"text": "x", "score": 1.5}}.items():
+    for name, value in {
+        "run.json": RUN,
+        "results.json": {"loss": 1.5},
+        "evaluation/results.json": RESULTS,
+        "evaluation/predictions.jsonl": {"text": "x", "score": 1.5},
+    }.items():
         data = as_json(value)
         if dice.random() < 0.4:
             data = as_json(mutate_json(dice, value)) if dice.random() < 0.8 else mutate(dice, data, [lines])

@@ -30,7 +30,7 @@ def read_parquet(reading: Reading, state: dict[str, Any] | None) -> Iterator[Chu
                     start = row
                     known = row > 0
                     names = table.schema_arrow.names
-                columns = [name for name in names if reading.wanted is None or name in reading.wanted]
+                    columns = [names[place] for place in _wanted(reading, names)]
                     batches = table.iter_batches(rows if known else _FIRST, row_groups=[group], columns=columns)
                     for batch in _from(batches, start - first):
                         row += batch.num_rows
@@ -60,8 +60,7 @@ def read_arrow(reading: Reading, state: dict[str, Any] | None) -> Iterator[Chunk
             row += begin
             for start in range(begin, batch.num_rows, rows):
                 part = batch.slice(start, rows)
-                names = part.schema.names  # which may be the same twice
-                part = part.select([i for i, name in enumerate(names) if reading.wanted is None or name in reading.wanted])
+                part = part.select(_wanted(reading, part.schema.names))
                 row += part.num_rows
                 yield _chunk(part, row - part.num_rows, {"row": row})
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name
@@ -93,6 +92,11 @@ def _source(reading: Reading) -> Any:
     if len(data) > _IN_MEMORY:
         raise reading.fail(f"a table over {_IN_MEMORY} bytes cannot be read in compressed form; unpack it first")
     return pa.BufferReader(data)
+
+
+def _wanted(reading: Reading, names: list[str]) -> list[int]:
+    """Places of the columns in use; two may have the same name."""
+    return [place for place, name in enumerate(names) if reading.wanted is None or name in reading.wanted]
 
 
 def _from(batches: Any, start: int) -> Iterator[Any]:
