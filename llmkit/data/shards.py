@@ -97,7 +97,7 @@ class Split:
         while (block := unproven.find(1, begin, end)) >= 0:
             path = self._path(*key, ".bin")
             data = values.view(np.uint8)[block * size : (block + 1) * size]
-            if zlib.crc32(data) != self.checksums.of[path.name][block]:
+            if zlib.crc32(data.data) != self.checksums.of[path.name][block]:
                 where = f"in bytes {block * size:,} to {(block + 1) * size - 1:,}"
                 raise DataError(f"prepared data is damaged: {path} {where}; delete the directory and run preprocess")
             unproven[block] = 0

@@ -123,7 +123,7 @@ def _read(file: IO[bytes], digest: Any, limit: int) -> tuple[dict[str, torch.Ten
         raise ValueError(f"its header claims {length:,} bytes")
     text = bytearray(length)
     _fill(file, digest, memoryview(text))
-    header = parse_json(text)
+    header = parse_json(bytes(text))
     tensors: dict[str, torch.Tensor] = {}
     position = 0
     try:
