@@ -157,12 +157,15 @@ def delimited(mark: str) -> Callable[[list[Any]], bytes]:
 
 
 def squad(rows: list[Any]) -> bytes:
-    qas = [
-        {key: row[key] for key in ("id", "question", "answers") if key in row} for row in rows if isinstance(row, dict)
-    ]
-    return as_json(
-        {"version": "2", "data": [{"title": "t", "paragraphs": [{"context": "Ann went home.", "qas": qas}]}]}
-    )
+    paragraphs = []
+    for row in rows:
+        if isinstance(row, dict):
+            answers = row.get("answers")
+            if isinstance(answers, dict) and isinstance(answers.get("text"), list):
+                answers = [{"text": text, "answer_start": 0} for text in answers["text"]]
+            qas = [{**{key: row[key] for key in ("id", "question", "is_impossible") if key in row}, "answers": answers}]
+            paragraphs.append({"context": row.get("context"), "qas": qas})
+    return as_json({"version": "2", "data": [{"title": "t", "paragraphs": paragraphs}]})
 
 
 def conll(rows: list[Any]) -> bytes:
