@@ -6,6 +6,8 @@ exits with `status`. Anything else that escapes is a bug of llmkit (status 1).
 
 from __future__ import annotations
 
+from llmkit.secrets import redact
+
 
 class LlmkitError(Exception):
     """Base: one message that says what is wrong, where, and what to do instead."""
@@ -14,11 +16,12 @@ class LlmkitError(Exception):
     code = "internal"
 
     def __init__(self, message: str, *, file: str | None = None, line: int | None = None, key: str | None = None):
+        message = redact(message)
         super().__init__(message)
         self.message = message
         self.file = file
         self.line = line
-        self.key = key
+        self.key = None if key is None else redact(key)
 
     def __str__(self) -> str:
         where = ":".join(str(part) for part in (self.file, self.line) if part is not None)

@@ -7,13 +7,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llmkit.errors import EnvironmentFailure
+from llmkit.errors import EnvironmentFailure, LlmkitError
 
 MAX_SYNCS = 16
 
@@ -85,8 +85,28 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, dump_json(value))
 
 
+def parse_json(data: bytes | str) -> Any:
+    """The value of a JSON text. Raises ValueError whatever is wrong with it, nesting beyond Python's stack too."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The value in a file. Raises ValueError, OSError."""
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def read_object(path: Path, make_error: Callable[[str], LlmkitError]) -> dict[str, Any]:
+    """The JSON object in a file of somebody else's. Raises `make_error` where there is none."""
+    try:
+        value = read_json(path)
+    except (OSError, ValueError) as error:
+        raise make_error(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise make_error(f"{path} holds no JSON object")
+    return value
 
 
 def sha256_file(path: Path) -> str:

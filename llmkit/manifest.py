@@ -8,14 +8,13 @@ Writing goes through `os.open` and `os.write`, so that the machine's errno (disk
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import CheckpointError, LlmkitError
-from llmkit.files import dump_json, fsync_directory, sha256_json, write_atomic
+from llmkit.files import dump_json, fsync_directory, parse_json, sha256_json, write_atomic
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -80,7 +79,7 @@ def seal(body: dict[str, Any]) -> bytes:
 
 def unseal(data: bytes) -> dict[str, Any]:
     """The object that `seal` wrote. Raises ValueError where a single byte differs."""
-    value = json.loads(data)
+    value = parse_json(data)
     if not isinstance(value, dict) or "checksum" not in value:
         raise ValueError("it has no checksum")
     if seal(value) != data:
@@ -124,9 +123,13 @@ def read_manifest(directory: Path, make_error: MakeError = broken) -> dict[str, 
         found = manifest.get("version")
         raise make_error(f"{path} has format version {found!r}; this llmkit reads version {VERSION}")
     files = manifest.get("files")
-    if not isinstance(files, dict) or not all(safe_name(name) for name in files):
-        raise make_error(f"{path} does not list plain file names under `files`")
+    if not isinstance(files, dict) or not all(safe_name(name) and _is_entry(entry) for name, entry in files.items()):
+        raise make_error(f"{path} does not list plain file names with their sha256 and bytes under `files`")
     return manifest
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and type(entry.get("bytes")) is int
 
 
 def safe_name(name: str) -> bool:

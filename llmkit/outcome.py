@@ -13,6 +13,7 @@ from llmkit import handover
 from llmkit.errors import EnvironmentFailure, LlmkitError, RecipeError, Stopped
 from llmkit.options import Options
 from llmkit.report.console import Console
+from llmkit.secrets import redact
 
 if TYPE_CHECKING:
     from llmkit.recipe.sections import Recipe
@@ -78,7 +79,7 @@ def failure(error: BaseException, console: Console) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if os.environ.get(TRACEBACK):
-        traceback.print_exception(error, file=sys.stderr)
+        sys.stderr.write(redact("".join(traceback.format_exception(error))))
     if isinstance(error, BrokenPipeError):
         return BROKEN_PIPE
     told = as_told(error)

@@ -7,13 +7,13 @@ exit 3 for prepared data, else 4.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import CheckpointError, DataError, RecipeError
+from llmkit.files import parse_json, read_json
 from llmkit.manifest import MANIFEST, hash_file, read_manifest, unseal, verify_files
 from llmkit.report.console import Console
 from llmkit.train import checkpoint
@@ -86,7 +86,7 @@ def _kind(path: Path) -> str:
 
 def _names_fingerprint(path: Path) -> bool:
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        manifest = read_json(path / MANIFEST)
     except (OSError, ValueError):
         return False
     return isinstance(manifest, dict) and "fingerprint" in manifest
@@ -148,7 +148,7 @@ def _check_json(path: Path) -> None:
     parts = data.split(b"\n")[:-1] if path.suffix == ".jsonl" else [data]
     for number, part in enumerate(parts, 1):
         try:
-            json.loads(part)
+            parse_json(part)
         except ValueError as error:
             raise CheckpointError(f"it is damaged: {error}", file=str(path), line=number) from None
 

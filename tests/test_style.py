@@ -36,6 +36,7 @@ LEAVES = {
     "options",
     "outcome",
     "report",
+    "secrets",
     "signals",
     "evaluate.conditions",
     "metrics.table",

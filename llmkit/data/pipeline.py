@@ -146,6 +146,7 @@ class Committer:
         tally = self.store.tally
         entry = tally["sources"].setdefault(f"{group}/{source}", {"split": group, "id": source})
         add(entry, "records", len(done.batch) + len(done.batch.rejects))
+        add(entry, "empty", sum(reject.reason == EMPTY for reject in done.batch.rejects))
         bad = [(reject, reject.reason != EMPTY) for reject in done.batch.rejects]
         for i, reason in sorted({**done.reasons, **dict(done.encoded.rejected)}.items()):
             if i in done.reasons or done.dropped[i] == KEPT:
@@ -187,6 +188,7 @@ class Committer:
             self._append(group, done, np.ones(len(encoded.rows), bool))
             return
         held = np.array([in_validation(done.hashes[i], fraction) for i in encoded.rows.tolist()], bool)
+        add(entry, "held_out", len(np.unique(encoded.rows[held])))
         self._append("train", done, ~held)
         self._append("validation", done, held)
 

@@ -21,7 +21,7 @@ from llmkit.data.prepared import Prepared, open_prepared, preparation_lock, veri
 from llmkit.data.process import Processor
 from llmkit.data.reporting import make_report
 from llmkit.data.rolespecs import RoleSpec
-from llmkit.data.shardfile import token_dtype
+from llmkit.data.shardfile import BLOCK_BYTES, token_dtype
 from llmkit.data.shards import Split
 from llmkit.data.sources import ResolvedSource, resolve_sources
 from llmkit.data.store import PROGRESS, SHARD_BYTES, Store
@@ -257,6 +257,7 @@ def _manifest(
     return {
         "format": "llmkit-prepared",
         "version": 1,
+        "block_bytes": BLOCK_BYTES,
         "fingerprint": wanted.fingerprint.digest,
         "identity": wanted.fingerprint.identity,
         "vocab_size": store.vocab_size,

@@ -15,8 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from llmkit.data.shardfile import BLOCK_BYTES, read_index
-from llmkit.data.shards import Split
+from llmkit.data.shardfile import read_index
+from llmkit.data.shards import Checksums, Split
 from llmkit.errors import DataError
 from llmkit.files import environment_errors, read_json, sha256_json
 from llmkit.manifest import read_manifest
@@ -24,7 +24,10 @@ from llmkit.manifest import read_manifest
 POLL_SECONDS = 0.5
 HINT = "delete the directory and run preprocess again"
 PROVED_BYTES = 4_000_000_000
-"""Up to this a prepared dataset is read and proven before each use: some seconds."""
+"""Up to this a prepared dataset is read and proven whole before each use: some seconds."""
+BIN = ".bin"
+OLD_BLOCK_BYTES = 4 << 20
+"""Of manifests that do not say how large their blocks are."""
 
 
 @dataclass
@@ -48,7 +51,9 @@ def open_prepared(directory: Path) -> Prepared:
     manifest = _check_manifest(directory)
     for name, entry in manifest["files"].items():
         _check_size(directory, name, entry)
-    splits = {name: Split(directory / name, entry) for name, entry in manifest["splits"].items()}
+    splits = {
+        name: Split(directory / name, entry, _checksums(manifest, name)) for name, entry in manifest["splits"].items()
+    }
     return Prepared(
         directory=directory,
         fingerprint=manifest["fingerprint"],
@@ -59,11 +64,17 @@ def open_prepared(directory: Path) -> Prepared:
     )
 
 
+def _checksums(manifest: dict[str, Any], split: str) -> Checksums:
+    files = ((Path(name), entry) for name, entry in manifest["files"].items())
+    blocks = {path.name: entry["blocks"] for path, entry in files if path.parent == Path(split) and path.suffix == BIN}
+    return Checksums(manifest["block_bytes"], blocks)
+
+
 def _check_manifest(directory: Path) -> dict[str, Any]:
     manifest = read_manifest(directory, DataError)
     if manifest.get("format") != "llmkit-prepared" or sha256_json(manifest["identity"]) != manifest["fingerprint"]:
         raise DataError(f"{directory / 'manifest.json'} is not the manifest of a prepared dataset; {HINT}")
-    return manifest
+    return {"block_bytes": OLD_BLOCK_BYTES, **manifest}
 
 
 def _check_size(directory: Path, name: str, entry: dict[str, Any]) -> None:
@@ -76,16 +87,16 @@ def _check_size(directory: Path, name: str, entry: dict[str, Any]) -> None:
         raise DataError(f"{path} is damaged: it has {size:,} bytes, its manifest names {entry['bytes']:,}; {HINT}")
 
 
-def verify_prepared(directory: Path, blocks: bool = True) -> None:
+def verify_prepared(directory: Path, tokens: bool = True) -> None:
     """Proves every file of a prepared dataset against its manifest. Raises DataError naming the bad file.
 
-    blocks: reads everything and checks sha256 and block checksums; otherwise only manifest, sizes and indexes.
+    tokens: the .bin files are read too; otherwise only their sizes are proven.
     """
     manifest = _check_manifest(directory)
     for name, entry in sorted(manifest["files"].items()):
         _check_size(directory, name, entry)
-        if blocks:
-            _check_bytes(directory / name, entry)
+        if tokens or not name.endswith(BIN):
+            _check_bytes(directory / name, entry, manifest["block_bytes"])
     for split, part in manifest["splits"].items():
         for shard in part["shards"]:
             for stream in part["streams"]:
@@ -100,21 +111,20 @@ def verify_prepared(directory: Path, blocks: bool = True) -> None:
 
 
 def prove_before_use(directory: Path, note: Callable[[str], None]) -> None:
-    """`verify_prepared`, but for datasets so large that reading them once would be a wait: those are only named."""
+    """`verify_prepared`; of datasets so large that reading them would be a wait, tokens are proven as they are read."""
     size = sum(entry["bytes"] for entry in _check_manifest(directory)["files"].values())
-    if size <= PROVED_BYTES:
-        verify_prepared(directory)
-    else:
-        note(f"{size:,} bytes of prepared data are taken as they are; `llmkit verify {directory}` proves them")
+    verify_prepared(directory, tokens=size <= PROVED_BYTES)
+    if size > PROVED_BYTES:
+        note(f"{size:,} bytes of prepared data are proven as they are read; `llmkit verify {directory}` proves all")
 
 
-def _check_bytes(path: Path, entry: dict[str, Any]) -> None:
+def _check_bytes(path: Path, entry: dict[str, Any], block_bytes: int) -> None:
     digest, bad, number = sha256(), None, 0
     expected = entry.get("blocks")
     try:
         with path.open("rb", buffering=0) as file:
-            while block := file.read(BLOCK_BYTES):
-                while len(block) < BLOCK_BYTES and (more := file.read(BLOCK_BYTES - len(block))):
+            while block := file.read(block_bytes):
+                while len(block) < block_bytes and (more := file.read(block_bytes - len(block))):
                     block += more
                 digest.update(block)
                 if bad is None and expected is not None and zlib.crc32(block) != expected[number]:
@@ -123,7 +133,7 @@ def _check_bytes(path: Path, entry: dict[str, Any]) -> None:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}; {HINT}") from None
     if digest.hexdigest() != entry["sha256"] or bad is not None:
-        where = f" in bytes {bad * BLOCK_BYTES:,} to {(bad + 1) * BLOCK_BYTES - 1:,}" if bad is not None else ""
+        where = f" in bytes {bad * block_bytes:,} to {(bad + 1) * block_bytes - 1:,}" if bad is not None else ""
         raise DataError(f"{path} is damaged{where}: its bytes are not those that its manifest names; {HINT}")
 
 

@@ -14,7 +14,10 @@ def make_report(
     engine: dict[str, str],
     ids: SpecialIds,
 ) -> dict[str, Any]:
-    """The report from the final counts. Everything in it is JSON."""
+    """The report from the final counts. Everything in it is JSON.
+
+    records = used + bad + empty + cleaned_away + not_encoded, of the used ones held_out for validation.
+    """
     sources = list(tally["sources"].values())
 
     def total(key: str) -> int:
@@ -23,7 +26,9 @@ def make_report(
     report: dict[str, Any] = {
         "records": total("records"),
         "used": total("used"),
+        "held_out": total("held_out"),
         "bad": total("bad"),
+        "empty": total("empty"),
         "cleaned_away": total("cleaned_away"),
         "not_encoded": total("encoder_rejected"),
         "truncated": total("truncated"),

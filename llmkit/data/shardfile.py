@@ -25,8 +25,9 @@ from llmkit.files import environment_errors
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
-BLOCK_BYTES = 4 * 1024 * 1024
-"""Each block of this many bytes has a CRC-32 of its own in the manifest, so that a bad disk block can be named."""
+BLOCK_BYTES = 256 * 1024
+"""Each block of this many bytes has a CRC-32 of its own in the manifest. A row's first reader proves the blocks it lies
+in, so they are small: rows are read in random order."""
 
 DTYPE_CODES: dict[int, str] = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
 CODE_OF = {name: code for code, name in DTYPE_CODES.items()}

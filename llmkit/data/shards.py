@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from bisect import bisect_right
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,28 @@ from llmkit.data.shardfile import MAIN_STREAM, read_index
 from llmkit.errors import DataError
 
 
-class Split:
-    """Rows of `<prepared>/<fingerprint>/<name>/`, addressed by number over all shards. Picklable; maps open on use."""
+@dataclass(frozen=True)
+class Checksums:
+    """CRC-32 of each block of `size` bytes of a split's .bin files, as the manifest has them."""
 
-    def __init__(self, directory: Path, entry: dict[str, Any]):
-        """`entry` is the split's part of manifest.json: rows, tokens, streams {name: dtype}, shards [{name, rows}]."""
+    size: int
+    of: dict[str, list[int]]
+
+
+class Split:
+    """Rows of `<prepared>/<fingerprint>/<name>/`, addressed by number over all shards. Picklable; maps open on use.
+
+    Tokens are proven where they are first read: a block whose bytes are not those that were written is never given out.
+    """
+
+    def __init__(self, directory: Path, entry: dict[str, Any], checksums: Checksums | None = None):
+        """`entry` is the split's part of manifest.json: rows, tokens, streams {name: dtype}, shards [{name, rows}].
+
+        checksums: None while the split is being made, before there is a manifest.
+        """
         self.directory = directory
         self.entry = entry
+        self.checksums = checksums
         self.num_rows: int = entry["rows"]
         self.num_tokens: int = entry["tokens"]
         self.streams: tuple[str, ...] = tuple(entry["streams"])
@@ -29,6 +46,7 @@ class Split:
             self._starts.append(self._starts[-1] + shard["rows"])
         self._values: dict[tuple[int, str], np.ndarray] = {}
         self._offsets: dict[tuple[int, str], np.ndarray] = {}
+        self._unproven: dict[tuple[int, str], bytearray] = {}
         self._lengths: dict[str, np.ndarray] = {}
         self._tables: pa.Table | None = None
 
@@ -36,10 +54,10 @@ class Split:
         return self.num_rows
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"directory": self.directory, "entry": self.entry}
+        return {"directory": self.directory, "entry": self.entry, "checksums": self.checksums}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["directory"], state["entry"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     def _path(self, shard: int, stream: str, suffix: str) -> Path:
         return self.directory / f"{self._names[shard]}{'' if stream == MAIN_STREAM else '-' + stream}{suffix}"
@@ -65,8 +83,24 @@ class Split:
             except (OSError, ValueError) as error:
                 reason = error.strerror if isinstance(error, OSError) else error
                 raise DataError(f"prepared data is damaged: {path}: {reason}; delete it and run preprocess") from error
+            if self.checksums is not None:
+                self._unproven[key] = bytearray(b"\1" * len(self.checksums.of[path.name]))
             self._values[key], self._offsets[key] = values.view(np.ndarray), offsets
         return self._values[key], self._offsets[key]
+
+    def _prove(self, key: tuple[int, str], values: np.ndarray, first: int, last: int) -> None:
+        """Tokens [first, last) of a shard's stream are what was written. Raises DataError."""
+        if self.checksums is None or last <= first:
+            return
+        size, unproven = self.checksums.size, self._unproven[key]
+        begin, end = first * values.itemsize // size, (last * values.itemsize - 1) // size + 1
+        while (block := unproven.find(1, begin, end)) >= 0:
+            path = self._path(*key, ".bin")
+            data = values.view(np.uint8)[block * size : (block + 1) * size]
+            if zlib.crc32(data.data) != self.checksums.of[path.name][block]:
+                where = f"in bytes {block * size:,} to {(block + 1) * size - 1:,}"
+                raise DataError(f"prepared data is damaged: {path} {where}; delete the directory and run preprocess")
+            unproven[block] = 0
 
     def lengths(self, stream: str = MAIN_STREAM) -> np.ndarray:
         """(num_rows,) int32 tokens of each row."""
@@ -85,7 +119,9 @@ class Split:
         local = i - self._starts[shard]
         first, last = int(offsets[local]), int(offsets[local + 1])
         end = last if stop is None else min(first + stop, last)
-        return values[min(first + start, end) : end]
+        begin = min(first + start, end)
+        self._prove((shard, stream), values, begin, end)
+        return values[begin:end]
 
     def gather(self, rows: np.ndarray, starts: np.ndarray, stops: np.ndarray, stream: str = MAIN_STREAM) -> np.ndarray:
         """Pieces [starts[k], stops[k]) of rows[k], one after another, as int64. Stops lie within the rows."""
@@ -96,6 +132,7 @@ class Split:
         for k, shard in enumerate(shards.tolist()):
             values, offsets = self._open(shard, stream)
             first = int(offsets[int(rows[k]) - self._starts[shard]]) + int(starts[k])
+            self._prove((shard, stream), values, first, first + int(sizes[k]))
             out[at : at + int(sizes[k])] = values[first : first + int(sizes[k])]
             at += int(sizes[k])
         return out

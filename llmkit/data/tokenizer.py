@@ -20,7 +20,7 @@ from llmkit.data.tokenizer_core import num_ids, read_core, read_fast, read_liter
 from llmkit.data.tokenizer_files import import_tokenizer, tokenizer_source
 from llmkit.data.tokenizer_train import train_tokenizer
 from llmkit.errors import ModelError
-from llmkit.files import dump_json, environment_errors, read_json
+from llmkit.files import dump_json, environment_errors, read_json, read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,7 +80,8 @@ class SpecialIds:
 def read_special_ids(directory: Path) -> SpecialIds:
     """Reads tokenizer_config.json and tokenizer.json of a prepared tokenizer. Raises ModelError."""
     tokenizer = read_core(directory)
-    config = read_json(directory / "tokenizer_config.json") if (directory / "tokenizer_config.json").exists() else {}
+    path = directory / "tokenizer_config.json"
+    config = read_object(path, ModelError) if path.exists() else {}
     ids: dict[str, int] = {}
     for name in ("bos", "eos", "pad", "unk", "cls", "sep", "mask"):
         token = config.get(f"{name}_token")
@@ -98,9 +99,12 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     if not directory.is_dir():
         raise ModelError(f"no tokenizer at {directory}")
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load the tokenizer in {directory}: {str(error).splitlines()[0]}") from error
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # its files may be anybody's, and fail in many ways
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"cannot load the tokenizer in {directory}: {reason}") from error
     return tokenizer
 
 

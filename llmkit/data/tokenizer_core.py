@@ -51,18 +51,23 @@ def read_literal(directory: Path) -> Any:
     from tokenizers.models import Unigram
 
     core = read_core(directory)
+    if not isinstance(core.model, Unigram):
+        return core
+    return _keep("unspelled", directory / "tokenizer.json", lambda: unspelled(core)) or core
+
+
+def unspelled(core: Any) -> Any:
+    """The tokenizer with a vocabulary in which nobody can spell a special token; None where none could anyway."""
+    from tokenizers.models import Unigram
+
     added = core.get_added_tokens_decoder().values()
     if not isinstance(core.model, Unigram) or not all(token.special for token in added):
-        return core
+        return None
+    state = json.loads(core.to_str())
     special = {token.content for token in added}
-
-    def read() -> Any:
-        state = json.loads(core.to_str())
-        vocab = state["model"]["vocab"]
-        state["model"]["vocab"] = [[UNSPELLED + piece if piece in special else piece, score] for piece, score in vocab]
-        return type(core).from_str(json.dumps({**state, "added_tokens": [], "post_processor": None}))
-
-    return _keep("unspelled", directory / "tokenizer.json", read)
+    vocab = state["model"]["vocab"]
+    state["model"]["vocab"] = [[UNSPELLED + piece if piece in special else piece, score] for piece, score in vocab]
+    return type(core).from_str(json.dumps({**state, "added_tokens": [], "post_processor": None}))
 
 
 def read_fast(directory: Path) -> Any:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmkit.data.tokenizer_core import read_core
+from llmkit.data.tokenizer_core import num_ids, read_core
 from llmkit.errors import ModelError
-from llmkit.files import dump_json, environment_errors, read_json, sha256_json
+from llmkit.files import dump_json, environment_errors, read_object, sha256_json
 from llmkit.recipe.sections import Recipe, TokenizerSection
 
 FILES = (
@@ -51,6 +51,8 @@ PLAIN = {*ROLES, "tokenizer_class", "backend", "is_local", "model_max_length", "
 """What a configuration may say that changes no encoding."""
 UNBOUNDED = re.compile(rb'"truncation":\s*null,\s*"padding":\s*null,')
 ADDING = ("special_tokens_map.json", "added_tokens.json")
+MAX_IDS = 1 << 24
+"""Far above any real vocabulary."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -142,7 +144,7 @@ def import_tokenizer(source: TokenizerSource, section: TokenizerSection, target:
         config = _plain_config(directory)
         if config is not None:
             _copy(directory, config, target)
-            return
+            return _check_ids(target)
     if not source.hub:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read at import: nothing local may ask the network
     tokenizer = _load(directory, section.tokenizer_class)
@@ -150,7 +152,17 @@ def import_tokenizer(source: TokenizerSource, section: TokenizerSection, target:
         raise ModelError(f"the tokenizer in {source.name} has no fast form (tokenizer.json); llmkit needs one")
     if section.special_tokens is not None and section.special_tokens.additional:
         tokenizer.add_special_tokens({"additional_special_tokens": list(section.special_tokens.additional)})
-    save(tokenizer, target)
+    try:
+        save(tokenizer, target)
+    except ValueError as error:  # half a surrogate pair
+        raise ModelError(f"the tokenizer in {source.name} cannot be written: {error}") from error
+    _check_ids(target)
+
+
+def _check_ids(directory: Path) -> None:
+    """A single token with an id in the billions would make tables of that size. Raises ModelError."""
+    if (ids := num_ids(directory)) > MAX_IDS:
+        raise ModelError(f"the tokenizer's ids go up to {ids - 1:,}; at most {MAX_IDS:,} are accepted")
 
 
 def _plain_config(directory: Path) -> dict[str, Any] | None:
@@ -165,8 +177,8 @@ def _plain_config(directory: Path) -> dict[str, Any] | None:
     core = read_core(directory)
     special = {token.content for token in core.get_added_tokens_decoder().values() if token.special}
     if path.exists():
-        config: dict[str, Any] = read_json(path)
-        if config.get("tokenizer_class") not in GENERIC or not config.keys() <= PLAIN:
+        config = read_object(path, ModelError)
+        if config.get("tokenizer_class") not in GENERIC or not config.keys() <= PLAIN or not _is_json(config):
             return None
     elif (directory / "config.json").exists():
         return None
@@ -176,14 +188,22 @@ def _plain_config(directory: Path) -> dict[str, Any] | None:
             found = next((name for name in names if name in special), None)
             config |= {role: found} if found is not None else {}
     named = (config.get(role) for role in ROLES)
-    contents = (token.get("content") if isinstance(token, dict) else token for token in named if token is not None)
-    return config if special.issuperset(contents) else None
+    contents = [token.get("content") if isinstance(token, dict) else token for token in named if token is not None]
+    return config if all(isinstance(content, str) and content in special for content in contents) else None
+
+
+def _is_json(config: dict[str, Any]) -> bool:
+    """Whether it can be written again; Python reads Infinity and half a surrogate pair."""
+    try:
+        return bool(dump_json(config))
+    except ValueError:
+        return False
 
 
 def _copy(directory: Path, config: dict[str, Any], target: Path) -> None:
     data = (directory / "tokenizer.json").read_bytes()
     if UNBOUNDED.search(data, 0, 1000) is None:
-        data = json.dumps({**json.loads(data), "truncation": None, "padding": None}, ensure_ascii=False).encode()
+        data = json.dumps({**json.loads(data), "truncation": None, "padding": None}).encode()
     with environment_errors(target):
         target.mkdir(parents=True, exist_ok=True)
         (target / "tokenizer.json").write_bytes(data)
@@ -209,13 +229,13 @@ def _load(directory: Path, class_name: str | None) -> Any:
         kind: Any = transformers.AutoTokenizer
     else:
         kind = getattr(transformers, name, None)
-        if kind is None or not hasattr(kind, "from_pretrained"):
+        if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedTokenizerBase)):
             names = [entry for entry in dir(transformers) if entry.endswith(("Tokenizer", "TokenizerFast"))]
             close = difflib.get_close_matches(name, names, 1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ModelError(f"transformers has no tokenizer class {name!r}{hint}", key="tokenizer.tokenizer_class")
     try:
-        return kind.from_pretrained(str(directory), local_files_only=True)
+        return kind.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # conversion fails in many ways, with messages that point at pip
         raise ModelError(
             f"cannot load the tokenizer in {directory}{f' as {name}' if name else ''}: {_first_line(error)}; "
@@ -226,12 +246,12 @@ def _load(directory: Path, class_name: str | None) -> Any:
 def _class_of(directory: Path) -> str | None:
     """The class for a directory that does not say its own; None: AutoTokenizer knows."""
     config = directory / "tokenizer_config.json"
-    if config.exists() and "tokenizer_class" in json.loads(config.read_text(encoding="utf-8")):
+    if config.exists() and "tokenizer_class" in read_object(config, ModelError):
         return None
     if (directory / "tokenizer.json").exists():
         return None
     model = directory / "config.json"
-    if model.exists() and "model_type" in json.loads(model.read_text(encoding="utf-8")):
+    if model.exists() and "model_type" in read_object(model, ModelError):
         return None
     if (directory / "vocab.txt").exists():
         return "BertTokenizer"

@@ -26,7 +26,8 @@ from llmkit.data.tokenizer import choose_engine
 from llmkit.data.tokenizer_core import read_core, read_vocabulary
 from llmkit.data.tokenizer_files import import_tokenizer, section_identity, source_identity, tokenizer_source
 from llmkit.data.tokenizer_train import END, train_tokenizer
-from llmkit.files import environment_errors, read_json, sync
+from llmkit.errors import ModelError
+from llmkit.files import environment_errors, read_object, sync
 from llmkit.recipe.sections import Recipe
 from llmkit.recipe.tasks import CHATS
 from llmkit.report.console import Console
@@ -77,7 +78,7 @@ def write_stand_in(directory: Path, template_source: Path | None, recipe: Recipe
         if jinja.exists():
             shutil.copyfile(jinja, directory / "chat_template.jinja")
         own = template_source / "tokenizer_config.json"
-        template = read_json(own).get("chat_template") if own.exists() else None
+        template = read_object(own, ModelError).get("chat_template") if own.exists() else None
         if template is not None:
             config["chat_template"] = template
     (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -128,7 +128,7 @@ def _fetch_tokenizer(name: str, revision: str | None, directory: Path) -> None:
     from transformers import AutoTokenizer
 
     try:
-        AutoTokenizer.from_pretrained(name, revision=revision).save_pretrained(str(directory))
+        AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False).save_pretrained(str(directory))
     except (OSError, ValueError, KeyError, ImportError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"cannot get the tokenizer of {name}: {lines[0]}") from error

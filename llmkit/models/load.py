@@ -134,6 +134,8 @@ def _pretrained_config(source: ModelSource, section: ModelSection, trust: bool, 
         )
     except Exception as error:  # OSError, ValueError, and whatever a config's own checks raise
         raise ModelError(f"{source.name}: {_first_line(error)}", key="model.name_or_path") from error
+    if "/" in str(config._attn_implementation):  # transformers would fetch code by that name
+        raise ModelError(f"{source.name}: its config names attention code of the Hub", key="model.name_or_path")
     check_architecture(config, head)
     _set_dropout(config, section, head)
     for key, value in head.config.items():

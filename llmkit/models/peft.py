@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import ModelError, RecipeError
-from llmkit.files import read_json, sha256_file, write_json
+from llmkit.files import read_object, sha256_file, write_json
 from llmkit.models.heads import Head
 from llmkit.models.source import locate
 from llmkit.recipe.check import LORA_TYPES
@@ -241,7 +241,7 @@ def save_adapter(model: Any, directory: Path) -> None:
 
     model.save_pretrained(str(directory), safe_serialization=True, save_embedding_layers=False)
     path = directory / "adapter_config.json"
-    config = read_json(path)
+    config = read_object(path, ModelError)
     source = locate(config["base_model_name_or_path"], revision=config.get("revision"))
     pin = {"name_or_path": config["base_model_name_or_path"], "revision": config.get("revision"), "sha256": None}
     if config["task_type"] in LABELLED:  # a config.json of its own would make transformers look for a whole model
@@ -274,12 +274,13 @@ def load_adapter(
 
     from llmkit.models.load import load_model
 
-    config = read_json(directory / "adapter_config.json")
+    config = read_object(directory / "adapter_config.json", ModelError)
     name = config.get("base_model_name_or_path")
-    pinned = read_json(directory / PIN_FILE) if (directory / PIN_FILE).exists() else {}
+    pinned = read_object(directory / PIN_FILE, ModelError) if (directory / PIN_FILE).exists() else {}
     pin = pinned.get("sha256")
-    if not name:
+    if not isinstance(name, str) or not name:
         raise ModelError(f"{directory}: adapter_config.json names no base model", key="model.name_or_path")
+    _check_adapter(directory, config)
     source = locate(name, revision=config.get("revision"))
     if pin is not None and source.is_local and weights_sha256(Path(source.name)) != pin:
         raise ModelError(f"the weights in {source.name} are not those that the adapter {directory} was trained on")
@@ -296,6 +297,19 @@ def load_adapter(
         if parameter_name.startswith("prompt_encoder.") or ".modules_to_save." in parameter_name:
             parameter.requires_grad_(True)
     return model  # type: ignore[no-any-return]
+
+
+def _check_adapter(directory: Path, config: dict[str, Any]) -> None:
+    """An adapter of one of our types, in safetensors, that names no module to import. Raises ModelError."""
+    if config.get("peft_type") not in ("LORA", "IA3", "PROMPT_TUNING"):
+        what = f"an adapter of type {config.get('peft_type')!r}; expected LORA, IA3 or PROMPT_TUNING"
+    elif config.get("megatron_config") is not None:
+        what = "an adapter_config.json with megatron_config, by which peft would import a module that it names"
+    elif not (directory / "adapter_model.safetensors").is_file():
+        what = "no adapter_model.safetensors (a pickle is never loaded)"
+    else:
+        return
+    raise ModelError(f"{directory} holds {what}", key="model.name_or_path")
 
 
 def label_keys(stored: dict[str, Any]) -> dict[str, Any]:

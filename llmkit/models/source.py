@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import ModelError, RecipeError
+from llmkit.files import read_object
 from llmkit.recipe.paths import HUB, is_hub_id
 from llmkit.recipe.sections import ModelSection, Recipe
 
@@ -82,10 +82,10 @@ def read_config(source: ModelSource) -> dict[str, Any]:
     """The model's config.json; an adapter's is its base model's, with its own labels. Raises ModelError."""
     path = Path(source.name) if source.is_local else None
     if path is not None and not (path / "config.json").exists() and (path / "adapter_config.json").exists():
-        base = _read_json(path / "adapter_config.json").get("base_model_name_or_path")
+        base = read_object(path / "adapter_config.json", ModelError).get("base_model_name_or_path")
         if isinstance(base, str):
             pin = path / "base_model.json"
-            own = _read_json(pin).get("config") if pin.exists() else None
+            own = read_object(pin, ModelError).get("config") if pin.exists() else None
             return {**read_config(locate(base)), **(own or {})}
     if path is None:
         from huggingface_hub import hf_hub_download
@@ -101,7 +101,7 @@ def read_config(source: ModelSource) -> dict[str, Any]:
         if not file.exists():
             message = f"{path} has no config.json: it is not a model directory of transformers"
             raise ModelError(message, key="model.name_or_path")
-    return _read_json(file)
+    return read_object(file, ModelError)
 
 
 def config_of(section: ModelSection) -> dict[str, Any]:
@@ -113,7 +113,12 @@ def config_of(section: ModelSection) -> dict[str, Any]:
 
 def model_type(section: ModelSection) -> str | None:
     """The architecture's name in transformers; None where nothing says it."""
-    found = config_of(section).get("model_type")
+    return type_of(config_of(section))
+
+
+def type_of(config: dict[str, Any]) -> str | None:
+    """`model_type` of a config that may be anybody's."""
+    found = config.get("model_type")
     return found if isinstance(found, str) else None
 
 
@@ -121,18 +126,19 @@ def is_encoder_decoder(section: ModelSection) -> bool:
     """Whether the model has an encoder and a decoder. False where that is not known: loading it will say more."""
     config = config_of(section)
     given = config.get("is_encoder_decoder")
-    return bool(given) if isinstance(given, bool) else config.get("model_type") in ENCODER_DECODERS
+    return bool(given) if isinstance(given, bool) else type_of(config) in ENCODER_DECODERS
 
 
 def model_limit(recipe: Recipe) -> int | None:
     """Longest sequence (tokens) that the recipe's model is made for; None where it has no limit or follows the data."""
     config = config_of(recipe.model)
-    config = config.get("text_config", config)
+    inner = config.get("text_config")
+    config = inner if isinstance(inner, dict) else config
     limits: list[int] = [config[key] for key in POSITION_KEYS if isinstance(config.get(key), int)]
     if not limits:
         return None
     # OPT's table has 2 rows more than positions and says the positions; RoBERTa's kin say the rows of their table
-    return min(limits) - (padding_rows(config) if config.get("model_type") in AFTER_PADDING else 0)
+    return min(limits) - (padding_rows(config) if type_of(config) in AFTER_PADDING else 0)
 
 
 def padding_rows(config: dict[str, Any]) -> int:
@@ -151,16 +157,6 @@ def max_length(recipe: Recipe) -> int:
         message = f"{wanted} tokens are more than the {limit} that the model is made for"
         raise RecipeError(message, key="data.max_length")
     return wanted
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}", file=str(path)) from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} holds no JSON object", file=str(path))
-    return value
 
 
 def _nearest_path(path: Path) -> Path | None:

@@ -43,17 +43,6 @@ READ_BY_TASK: dict[str, tuple[str, ...]] = {
 PROMPT_TASKS = (*WRITERS, "sequence_classification")
 """Tasks whose heads do not point at positions of the text, which a prompt's vectors would shift."""
 
-SECRETS = {
-    "a Hugging Face token": r"hf_[A-Za-z0-9]{20,}",
-    "an API key": r"sk-[A-Za-z0-9_-]{20,}",
-    "a GitHub token": r"(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,})",
-    "a GitLab token": r"glpat-[A-Za-z0-9_-]{20,}",
-    "an AWS access key": r"(?:AKIA|ASIA)[A-Z0-9]{16}",
-    "a Slack token": r"xox[abprs]-[A-Za-z0-9-]{10,}",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-}
-_SECRETS = {kind: re.compile(rf"(?<![A-Za-z0-9]){pattern}") for kind, pattern in SECRETS.items()}
-
 COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 
 
@@ -64,11 +53,6 @@ class Context:
     command: str | None = None
     num_processes: int | None = None
     trust_remote_code: bool = False
-
-
-def secret_kind(text: str) -> str | None:
-    """What kind of secret `text` holds, if it looks like one."""
-    return next((kind for kind, pattern in _SECRETS.items() if pattern.search(text)), None)
 
 
 def problems(recipe: Recipe, context: Context) -> Iterator[Problem]:

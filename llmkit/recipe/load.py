@@ -17,6 +17,7 @@ from llmkit.errors import RecipeError
 from llmkit.recipe import check, later, problems, shape
 from llmkit.recipe.nodes import MAX_BYTES, Node, parse
 from llmkit.recipe.sections import Recipe
+from llmkit.secrets import names_secret, secret_kind
 
 SET = "--set"
 MAX_EXTENDS = 20
@@ -227,8 +228,9 @@ def _index(node: Node, part: str, key: str, where: str) -> int:
 def _refuse_secrets(root: Node) -> None:
     """Before anything that repeats values: tokens do not belong in recipes, which are stored beside every run."""
     found = []
-    for key, node in root.strings():
-        if kind := check.secret_kind(str(node.scalar)):
+    for key, node in root.scalars():
+        kind = secret_kind(f"{key} {node.scalar}") or ("a secret" if names_secret(key.rpartition(".")[2]) else None)
+        if kind is not None and node.scalar:
             message = f"this looks like {kind}; recipes are stored with every run, so pass it by the environment"
             found.append(RecipeError(message, file=node.file, line=node.line, key=key))
     raise_problems(found)

@@ -69,13 +69,13 @@ class Node:
             self.size,
         )
 
-    def strings(self, prefix: str = "") -> Iterator[tuple[str, Node]]:
-        """(dotted key, node) of every text value under this node."""
+    def scalars(self, prefix: str = "") -> Iterator[tuple[str, Node]]:
+        """(dotted key, node) of every text value under this node, and of every other that has a key."""
         children = self.entries.items() if self.kind == "map" else ((str(i), n) for i, n in enumerate(self.items))
-        if isinstance(self.scalar, str):
+        if self.kind == "scalar" and not self.is_null:
             yield prefix, self
         for key, node in children:
-            yield from node.strings(f"{prefix}.{key}" if prefix else key)
+            yield from node.scalars(f"{prefix}.{key}" if prefix else key)
 
 
 def resolve_scalar(text: str) -> Scalar:

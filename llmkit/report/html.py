@@ -6,18 +6,16 @@ It reads what lies in the run's directory and leaves out what does not, so that 
 from __future__ import annotations
 
 import html
-import json
-import math
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from llmkit.files import write_atomic
+from llmkit.files import parse_json, read_json, write_atomic
 from llmkit.report.overfit import OverfitWatch
 from llmkit.report.spikes import spike_warning
 from llmkit.report.svg import Line, chart
-from llmkit.report.text import duration, escape, number
+from llmkit.report.text import duration, escape, finite, number
 
 MAX_SAMPLES = 12
 MAX_TEXT = 1200
@@ -81,7 +79,7 @@ def _section(title: str, content: str) -> list[str]:
 def _json(path: Path) -> dict[str, Any]:
     """The object in a file, or {} where there is none that can be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
@@ -92,7 +90,7 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
         with path.open(encoding="utf-8", errors="replace") as file:
             for line in file:
                 try:
-                    value = json.loads(line)
+                    value = parse_json(line)
                 except ValueError:
                     continue  # the last line of a run that is still writing
                 if isinstance(value, dict):
@@ -101,17 +99,11 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
         return
 
 
-def _number(value: object) -> float | None:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
-
-
 def _headline(run: dict[str, Any]) -> str:
     words = [f"llmkit {run['command']}" if "command" in run else "", str(run.get("status", ""))]
-    if (steps := _number(run.get("steps"))) is not None:
+    if (steps := finite(run.get("steps"))) is not None:
         words.append(f"{steps:,.0f} steps")
-    if (tokens := _number(run.get("tokens"))) is not None:
+    if (tokens := finite(run.get("tokens"))) is not None:
         words.append(f"{tokens:,.0f} tokens")
     if "started_at" in run:
         words.append(f"started {run['started_at']}")
@@ -125,9 +117,9 @@ def _curves(path: Path) -> str:
         for warning in (watch.take(event), spike_warning(event)):
             if warning is not None:
                 warnings.append(f"<p>{_text(warning)}</p>")
-        step = _number(event.get("step"))
+        step = finite(event.get("step"))
         for name in ("loss", "learning_rate", "tokens_per_second"):
-            value = _number(event.get(name))
+            value = finite(event.get(name))
             if step is not None and value is not None:
                 points.setdefault((str(event.get("split", "train")), name), []).append((step, value))
 
@@ -152,7 +144,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def _results(results: dict[str, Any]) -> str:
-    rows = [(_text(k), _text(number(v))) for k, v in results.items() if _number(v) is not None]
+    rows = [(_text(k), _text(number(v))) for k, v in results.items() if finite(v) is not None]
     return _table(("metric", "value"), rows)
 
 
@@ -174,21 +166,27 @@ def _evaluation(results: dict[str, Any]) -> str:
 def _classes(results: dict[str, Any]) -> str:
     """Scores of each class, and the confusion matrix, a row a gold class."""
     parts, classes, matrix = [], results.get("per_class"), results.get("confusion_matrix")
-    if isinstance(classes, dict) and classes:
-        heads = list(next(iter(classes.values())))
-        rows = [(_text(name), *(number(scores[head]) for head in heads)) for name, scores in classes.items()]
+    if isinstance(classes, dict):
+        scored = {name: scores for name, scores in classes.items() if isinstance(scores, dict)}
+        heads = list(dict.fromkeys(head for scores in scored.values() for head in scores))
+        rows = [(_text(name), *(_shown(scores.get(head)) for head in heads)) for name, scores in scored.items()]
         parts.append(_table(("label", *heads), rows))
-    if isinstance(matrix, dict):
-        counted = zip(matrix["labels"], matrix["counts"], strict=True)
-        body = [(_text(name), *(f"{count:,}" for count in counts)) for name, counts in counted]
+    if isinstance(matrix, dict) and all(isinstance(matrix.get(key), list) for key in ("labels", "counts")):
+        counted = zip(matrix["labels"], matrix["counts"], strict=False)
+        body = [(_text(name), *map(_shown, counts)) for name, counts in counted if isinstance(counts, list)]
         parts.append(_table(("gold \\ predicted", *matrix["labels"]), body))
     return "".join(parts)
 
 
+def _shown(value: object) -> str:
+    found = finite(value)
+    return "" if found is None else number(int(found) if isinstance(value, int) else found)
+
+
 def _measured(metric: dict[str, Any]) -> tuple[str, str, str]:
-    value, low, high = (_number(metric.get(name)) for name in ("value", "low", "high"))
+    value, low, high = (finite(metric.get(name)) for name in ("value", "low", "high"))
     between = f"{number(low)} to {number(high)}" if low is not None and high is not None else ""
-    items = _number(metric.get("n"))
+    items = finite(metric.get("n"))
     return (number(value) if value is not None else "", between, f"{items:,.0f}" if items is not None else "")
 
 
@@ -196,7 +194,7 @@ def _nested(table: dict[str, Any]) -> list[tuple[str, str, str]]:
     rows = []
     for name, metrics in table.items():
         for metric, value in metrics.items() if isinstance(metrics, dict) else ():
-            found = _number(value.get("value") if isinstance(value, dict) else value)
+            found = finite(value.get("value") if isinstance(value, dict) else value)
             if found is not None:
                 rows.append((_text(name), _text(metric), number(found)))
     return rows
@@ -209,7 +207,7 @@ def _samples(path: Path) -> str:
             if isinstance(value, str) and value.strip():
                 shown = value if len(value) <= MAX_TEXT else value[:MAX_TEXT] + " …"
                 parts.append(f'<p class="soft">{_text(name)}</p><pre>{_text(shown)}</pre>')
-        numbers = [f"{k} {number(v)}" for k, v in item.items() if isinstance(v, float) and math.isfinite(v)]
+        numbers = [f"{k} {number(v)}" for k, v in item.items() if isinstance(v, float) and finite(v) is not None]
         if numbers:
             parts.append(f'<p class="soft">{_text("   ".join(numbers))}</p>')
     return "".join(parts)
@@ -220,7 +218,7 @@ def _run(run: dict[str, Any]) -> str:
     for key in ("exit_reason", "started_at", "finished_at", "seed", "data_fingerprint", "recipe_sha256"):
         if run.get(key) not in (None, ""):
             rows.append((_text(key), _text(run[key])))
-    if (seconds := _number(run.get("seconds"))) is not None:
+    if (seconds := finite(run.get("seconds"))) is not None:
         rows.append(("time", duration(seconds)))
     for section in ("resolved", "versions", "hardware"):
         values = run.get(section)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from llmkit.report.text import number
+from llmkit.report.text import finite, number
 
 RISES = 2
 """Evaluations in a row whose loss rose: one alone is noise."""
@@ -25,20 +25,20 @@ class OverfitWatch:
 
     def take(self, event: dict[str, Any]) -> str | None:
         """What to tell people after this event, if anything."""
-        loss = event.get("loss")
-        if not isinstance(loss, int | float) or isinstance(loss, bool) or not math.isfinite(loss):
+        loss = finite(event.get("loss"))
+        if loss is None:
             return None
         if event.get("split", "train") == "train":
-            self._pending.append(float(loss))
+            self._pending.append(loss)
             return None
         train = math.fsum(self._pending) / len(self._pending) if self._pending else None
         self._pending = []
         if loss > self._last:
             self._rises += 1
         else:
-            self._rises, self._turn = 0, (float(loss), train)
+            self._rises, self._turn = 0, (loss, train)
         self._told = self._told and loss >= self._best
-        self._best, self._last = min(self._best, loss), float(loss)
+        self._best, self._last = min(self._best, loss), loss
         low, before = self._turn
         if self._rises < RISES or self._told or train is None or before is None or train >= before:
             return None

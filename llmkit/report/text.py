@@ -8,6 +8,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from llmkit.secrets import redact
+
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
     "|[\U000e0000-\U000e007f]"
@@ -16,8 +18,9 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def escape(text: str) -> str:
-    """Control, bidirectional and invisible characters as visible escapes; newline, tab and all writing stay."""
-    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    """Text that is safe to show: control, bidirectional and invisible characters as visible escapes, secrets hidden;
+    newline, tab and all writing stay."""
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), redact(text))
 
 
 def width(text: str) -> int:
@@ -37,6 +40,16 @@ def duration(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def finite(value: object) -> float | None:
+    """What was read from JSON as a number; None where it is no finite one."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def number(value: float) -> str:

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from llmkit.data.tokenizer_core import unspelled
 from llmkit.errors import ModelError
-from llmkit.files import read_json
-from llmkit.tasks.templates import Template, control_tokens
+from llmkit.files import read_object
+from llmkit.tasks.templates import Template, control_tokens, on_trial
 
 Message = dict[str, Any]
 
@@ -70,7 +71,8 @@ class ChatFormat:
         if missing:
             message = f"the tokenizer has no token {missing[0]}, which chat template {self.template.name} writes"
             raise ModelError(f"{message}; run preprocess again", key="tokenizer.chat_template")
-        self.end_of_turn = self._find_end_of_turn()
+        with on_trial(self.template):
+            self.end_of_turn = self._find_end_of_turn()
 
     @property
     def stop_ids(self) -> list[int]:
@@ -90,7 +92,7 @@ class ChatFormat:
         try:
             rendered: Any = render_jinja_template(
                 conversations=[list(messages)],
-                tools=tools,
+                tools=self._mark(tools),
                 chat_template=self.template.text,
                 add_generation_prompt=prompt,
                 **names,
@@ -99,8 +101,9 @@ class ChatFormat:
             raise ModelError(f"chat template {self.template.name}: {error}", key="tokenizer.chat_template") from error
         except TemplateError as error:  # raise_exception in the template: it refuses this conversation
             raise ConversationError(f"the chat template refuses it: {error}") from error
-        except (TypeError, ValueError, KeyError, OverflowError) as error:
-            raise ModelError(f"chat template {self.template.name}: {error}", key="tokenizer.chat_template") from error
+        except (ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
+            what = str(error) or type(error).__name__
+            raise ModelError(f"chat template {self.template.name}: {what}", key="tokenizer.chat_template") from error
         return str(rendered[0][0])
 
     def segments(self, messages: Sequence[Message], tools: list[Any] | None = None) -> list[Segment]:
@@ -185,16 +188,23 @@ class ChatFormat:
     def _marked(self, message: Message) -> Message:
         """The message without one closing end-of-turn literal of an answer, other spelt special tokens marked."""
         content = message.get("content")
-        if not isinstance(content, str):
-            return message
-        text = content.replace(_OPEN, "").replace(_CLOSE, "")
-        if message.get("role") == "assistant":
+        if message.get("role") == "assistant" and isinstance(content, str):
             ends = [self.special_map["eos_token"], *([self.end_of_turn] if self.end_of_turn else [])]
-            end = next((end for end in ends if text.endswith(end)), "")
-            text = text.removesuffix(end)
-        if self._literals is not None:
-            text = self._literals.sub(lambda found: f"{_OPEN}{found[0]}{_CLOSE}", text)
-        return message if text == content else {**message, "content": text}
+            end = next((end for end in ends if content.endswith(end)), "")
+            message = {**message, "content": content.removesuffix(end)}
+        marked: Message = self._mark(message)
+        return marked
+
+    def _mark(self, value: Any) -> Any:
+        """Special tokens marked wherever a value spells them: in contents, reasoning, calls and tools alike."""
+        if isinstance(value, str):
+            text = value.replace(_OPEN, "").replace(_CLOSE, "")
+            return text if self._literals is None else self._literals.sub(f"{_OPEN}\\g<0>{_CLOSE}", text)
+        if isinstance(value, list):
+            return [self._mark(item) for item in value]
+        if isinstance(value, dict):
+            return {self._mark(key): self._mark(item) for key, item in value.items()}
+        return value
 
     def _answer(self, text: str) -> tuple[str, bool]:
         """An assistant's segment up to its end of turn, and whether one has to be appended."""
@@ -220,7 +230,7 @@ class ChatFormat:
 def _special_map(tokenizer_dir: Path) -> dict[str, str]:
     """{bos_token: "<s>", ...} as templates see it."""
     path = tokenizer_dir / "tokenizer_config.json"
-    config = read_json(path) if path.exists() else {}
+    config = read_object(path, ModelError) if path.exists() else {}
     special = {}
     for name in ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token"):
         token = config.get(name)
@@ -241,7 +251,7 @@ def _load_tokenizers(tokenizer_dir: Path) -> tuple[Any, Any, Any]:
         later = Tokenizer.from_str(json.dumps(_without_prefix_space(json.loads(text)), ensure_ascii=False))
     except Exception as error:  # the library raises a bare Exception for any defect of the file
         raise ModelError(f"cannot read {path}: {error}") from error
-    literal = Tokenizer.from_str(later.to_str())
+    literal = unspelled(later) or Tokenizer.from_str(later.to_str())
     literal.encode_special_tokens = True
     for tokenizer in (first, later, literal):
         tokenizer.no_truncation()

@@ -8,11 +8,15 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.errors import ModelError, RecipeError
-from llmkit.files import read_json
+from llmkit.files import read_object
 
 _CONTENT = "{{ message['content'] or '' }}{% if message['tool_calls'] %}{{ message['tool_calls'] | tojson }}{% endif %}"
 _START = "{{ bos_token or eos_token or '' }}"
@@ -62,6 +66,9 @@ LLAMA3 = (
 TEMPLATES: dict[str, str] = {"plain": PLAIN, "alpaca": ALPACA, "chatml": CHATML, "llama3": LLAMA3}
 DEFAULT = "alpaca"
 
+TRIAL_SECONDS = 10
+"""Of the processor's time, for the first conversation that a template is tried on; it takes milliseconds."""
+
 _CONTROL = re.compile(r"<\|[^|<>\s]{1,60}\|>")
 
 
@@ -108,12 +115,34 @@ def own_template(tokenizer_dir: Path) -> str | None:
             return (tokenizer_dir / "chat_template.jinja").read_text(encoding="utf-8")
         if not (tokenizer_dir / "tokenizer_config.json").exists():
             return None
-        own = read_json(tokenizer_dir / "tokenizer_config.json").get("chat_template")
+        own = read_object(tokenizer_dir / "tokenizer_config.json", ModelError).get("chat_template")
     except (OSError, ValueError) as error:
         raise ModelError(f"the chat template in {tokenizer_dir} cannot be read: {error}") from error
     if isinstance(own, list):
-        own = {entry.get("name"): entry.get("template") for entry in own}.get("default")
+        named = [entry for entry in own if isinstance(entry, dict) and entry.get("name") == "default"]
+        own = named[0].get("template") if named else None
     return own if isinstance(own, str) else None
+
+
+@contextmanager
+def on_trial(template: Template) -> Iterator[None]:
+    """Raises ModelError in the block where a template does not come to an end: loops within loops are allowed in the
+    sandbox. Signals reach the main thread alone; elsewhere the template has been tried before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(signum: int, frame: object) -> None:
+        message = f"chat template {template.name} is not done after {TRIAL_SECONDS} s with a short conversation"
+        raise ModelError(message, key="tokenizer.chat_template")
+
+    handler = signal.signal(signal.SIGVTALRM, late)
+    timer = signal.setitimer(signal.ITIMER_VIRTUAL, TRIAL_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, *timer)
+        signal.signal(signal.SIGVTALRM, handler)
 
 
 def control_tokens(template: str) -> list[str]:

@@ -101,7 +101,9 @@ def read_sentence(tokens: Any, labels: Any) -> tuple[list[str], list[str]]:
     """(words, tags), as many of each. Raises Unusable saying why not."""
     if isinstance(labels, str):
         labels = labels.split()
-    if isinstance(tokens, str):  # a tag a character, as Chinese has it, or a tag a word
+    if isinstance(tokens, str) and isinstance(
+        labels, list | tuple
+    ):  # a tag a character, as Chinese has it, or a tag a word
         tokens = list(tokens) if len(tokens) == len(labels) else tokens.split()
     for name, values in (("tokens", tokens), ("labels", labels)):
         if not isinstance(values, list | tuple):

@@ -229,8 +229,8 @@ def final_results(session: Session, state: TrainState) -> dict[str, Any]:
     """Flat: the validation metrics of the weights that are kept, else the last training loss as `loss`."""
     lines = metricslog.read(session.output_dir / METRICS)
     kept_step = state.best_step if session.keeps_best and state.best_step is not None else state.step
-    validation = [e for e in lines if e["split"] == "validation" and e["step"] == kept_step]
-    train = [e for e in lines if e["split"] == "train"]
+    validation = [e for e in lines if e.get("split") == "validation" and e["step"] == kept_step]
+    train = [e for e in lines if e.get("split") == "train"]
     skip = {"step", "split", "tokens", "seconds"}
     results: dict[str, Any] = {k: v for k, v in (validation[-1] if validation else {}).items() if k not in skip}
     if train:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from llmkit.files import environment_errors, write_atomic
+from llmkit.files import environment_errors, parse_json, write_atomic
 
 Event = dict[str, Any]
 
@@ -67,6 +67,11 @@ def finite(value: Any) -> Any:
 
 def read(path: Path) -> list[Event]:
     """All whole events of the file, in order; nothing where it is absent. A torn last line is left out."""
+    return [event for _, event in _read(path)]
+
+
+def _read(path: Path) -> list[tuple[bytes, Event]]:
+    """(line, event) of every line that is one."""
     if not path.exists():
         return []
     with environment_errors(path, "read"):
@@ -74,11 +79,11 @@ def read(path: Path) -> list[Event]:
     events = []
     for line in lines[:-1]:  # what follows the last newline was never finished
         try:
-            event = json.loads(line)
+            event = parse_json(line)
         except ValueError:  # torn by a crash, then appended to
             continue
-        if isinstance(event, dict):
-            events.append(event)
+        if isinstance(event, dict) and isinstance(event.get("step", 0), int):
+            events.append((line, event))
     return events
 
 
@@ -89,6 +94,5 @@ def cut_back(path: Path, step: int) -> None:
     """
     if not path.exists():
         return
-    kept = [event for event in read(path) if event.get("step") is None or event["step"] <= step]
-    text = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in kept)
-    write_atomic(path, text.encode())
+    kept = [line for line, event in _read(path) if "step" not in event or event["step"] <= step]
+    write_atomic(path, b"".join(line + b"\n" for line in kept))

@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from llmkit.files import parse_json
 from llmkit.manifest import CHUNK, MakeError
 
 DTYPES: dict[str, torch.dtype] = {
@@ -122,7 +123,7 @@ def _read(file: IO[bytes], digest: Any, limit: int) -> tuple[dict[str, torch.Ten
         raise ValueError(f"its header claims {length:,} bytes")
     text = bytearray(length)
     _fill(file, digest, memoryview(text))
-    header = json.loads(text)
+    header = parse_json(bytes(text))
     tensors: dict[str, torch.Tensor] = {}
     position = 0
     try:
@@ -145,7 +146,7 @@ def _read(file: IO[bytes], digest: Any, limit: int) -> tuple[dict[str, torch.Ten
                 _fill(file, digest, _bytes(tensor))
             tensors[name] = tensor
             position = end
-        for name, same in json.loads(metadata.get(ALIASES, "{}")).items():
+        for name, same in parse_json(metadata.get(ALIASES, "{}")).items():
             tensors[name] = tensors[same]
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"its header is not one of safetensors ({error!r})") from None

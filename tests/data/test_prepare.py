@@ -269,7 +269,7 @@ def test_a_flipped_bit_is_named(tmp_path: Path, corpus: Path, name: str) -> None
         verify_prepared(prepared.directory)
     path.write_bytes(data[:-1])
     with pytest.raises(DataError, match=path.name):
-        verify_prepared(prepared.directory, blocks=False)
+        verify_prepared(prepared.directory, tokens=False)
     with pytest.raises(DataError, match=path.name):
         load(recipe_for(tmp_path, corpus))
 

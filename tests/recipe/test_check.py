@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from llmkit.errors import RecipeError
-from llmkit.recipe.check import secret_kind
 from llmkit.recipe.check_evaluation import TRACKERS
 from llmkit.recipe.load import load_recipe
+from llmkit.secrets import secret_kind
 
 PRETRAIN = """\
 output_dir: runs/x

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmkit.data.readers.base import MAX_RECORD_BYTES, Reading
-from llmkit.data.readers.jsonl import has_lone_surrogate
+from llmkit.data.readers.jsonl import DuplicateKey, has_lone_surrogate, unique
 from llmkit.data.readers.lines import text_stream, too_long
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -32,7 +32,7 @@ class JsonCursor:
         self._reading = reading
         self._stream, self._encoding = text_stream(reading)
         self._decoder = codecs.getincrementaldecoder(self._encoding)("surrogateescape")
-        self._parser = json.JSONDecoder()
+        self._parser = json.JSONDecoder(object_pairs_hook=unique)
         self._text = ""
         self._at = 0
         self._ended = False
@@ -82,6 +82,12 @@ class JsonCursor:
                     raise self.broken("a value is missing") from None
                 self._move(min(error.pos, len(self._text)))
                 raise self.broken(error.msg) from None
+            except DuplicateKey as error:
+                self.pass_over()
+                raise Unreadable(str(error)) from None
+            except ValueError:  # Python's bound on the digits of a whole number
+                self.pass_over()
+                raise Unreadable("a number with too many digits") from None
             if end == len(self._text) and self._more():
                 continue  # a number may go on in the next block
             source = self._text[self._at : end]

@@ -30,10 +30,33 @@ def parse_block(block: Block, encoding: str) -> Chunk:
             rows = list(map(orjson.loads, block.lines))
         except orjson.JSONDecodeError:
             return _parse_carefully(block, encoding, after)
-        if set(map(type, rows)) == {dict}:
+        if set(map(type, rows)) == {dict} and not _repeats(block.lines, rows):
             lines: list[int | None] = list(range(block.line, block.end_line))
             return Chunk(rows, lines, list(block.offsets), [], after)
     return _parse_carefully(block, encoding, after)
+
+
+def _repeats(lines: list[bytes], rows: list[dict[str, Any]]) -> bool:
+    """Whether a key may stand twice in one of the objects: its quoted name is in the block more often than it is a key.
+
+    Inside a string its quotes would be escaped, so only another string of that very text gives a false alarm.
+    """
+    data = b"\n".join(lines)
+    keys = set().union(*rows) if len(rows) > 1 else set(rows[0])
+    return any(data.count(b'"%b"' % key.encode()) > sum(key in row for row in rows) for key in keys)
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """`object_pairs_hook` of json: which of two values is meant, nobody can say. Raises DuplicateKey."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise DuplicateKey(f"the key {next(name for name in names if names.count(name) > 1)[:40]!r} stands twice")
+    return made
+
+
+class DuplicateKey(ValueError):
+    """The argument is the reason of a reject."""
 
 
 def _parse_carefully(block: Block, encoding: str, after: dict[str, Any]) -> Chunk:
@@ -64,15 +87,19 @@ def parse_line(data: bytes, encoding: str) -> dict[str, Any] | str:
         if "depth limit" in str(error):
             return "JSON nested deeper than 1024 levels"
         return _parse_slowly(text)
+    if isinstance(row, dict) and _repeats([data if encoding == "utf-8" else text.encode()], [row]):
+        return _parse_slowly(text)
     return row if isinstance(row, dict) else not_an_object(row)
 
 
 def _parse_slowly(text: str) -> dict[str, Any] | str:
-    """What orjson refuses: NaN and huge numbers are accepted, lone surrogates are not."""
+    """What orjson refuses: NaN and huge numbers are accepted, lone surrogates and keys that stand twice are not."""
     if "\0" in text:
         return "contains a NUL character"
     try:
-        row = json.loads(text)
+        row = json.loads(text, object_pairs_hook=unique)
+    except DuplicateKey as error:
+        return str(error)
     except json.JSONDecodeError as error:
         return f"not valid JSON: {error.msg} at character {error.pos + 1}"
     except (RecursionError, ValueError) as error:

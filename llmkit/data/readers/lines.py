@@ -88,8 +88,8 @@ class Transcoded:
             data = self._stream.read(1 << 20)
             try:
                 text = self._decoder.decode(data, final=not data)
-            except UnicodeDecodeError as error:
-                raise self._reading.fail(f"not {self._reading.section.encoding}: {error.reason}") from error
+            except UnicodeError as error:  # its base where UTF-16 lacks a byte order mark
+                raise self._reading.fail(f"not {self._reading.section.encoding}: {error}") from error
             self._rest += text.encode()
             if not data:
                 break

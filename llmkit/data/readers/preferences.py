@@ -53,6 +53,8 @@ def rated_answer(row: dict[str, Any], keys: MessageKeys | None) -> dict[str, Any
         label = label.strip().lower() in ("true", "1")
     if label not in (True, False):
         raise Unusable("label is neither true nor false")
+    if "messages" not in row and row.get("prompt") is None:
+        raise Unusable("there is no prompt")
     made = normalise({role: value for role, value in row.items() if role != "label"}, keys)
     if made["messages"][-1]["role"] != "assistant":
         raise Unusable("the last message is not the assistant's")

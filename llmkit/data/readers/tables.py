@@ -29,7 +29,8 @@ def read_parquet(reading: Reading, state: dict[str, Any] | None) -> Iterator[Chu
                 while first <= row < first + count:
                     start = row
                     known = row > 0
-                    columns = _wanted(reading, table.schema_arrow.names)
+                    names = table.schema_arrow.names
+                    columns = [names[place] for place in _wanted(reading, names)]
                     batches = table.iter_batches(rows if known else _FIRST, row_groups=[group], columns=columns)
                     for batch in _from(batches, start - first):
                         row += batch.num_rows
@@ -39,9 +40,7 @@ def read_parquet(reading: Reading, state: dict[str, Any] | None) -> Iterator[Chu
                     if row == start:
                         break
                 first += count
-    except pa.ArrowException as error:
-        raise reading.fail(f"not a parquet file that can be read: {error}") from error
-    except OSError as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name
         raise reading.fail(f"not a parquet file that can be read: {error}") from error
 
 
@@ -64,7 +63,7 @@ def read_arrow(reading: Reading, state: dict[str, Any] | None) -> Iterator[Chunk
                 part = part.select(_wanted(reading, part.schema.names))
                 row += part.num_rows
                 yield _chunk(part, row - part.num_rows, {"row": row})
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name
         raise reading.fail(f"not an Arrow file that can be read: {error}") from error
 
 
@@ -95,8 +94,9 @@ def _source(reading: Reading) -> Any:
     return pa.BufferReader(data)
 
 
-def _wanted(reading: Reading, names: list[str]) -> list[str]:
-    return [name for name in names if reading.wanted is None or name in reading.wanted]
+def _wanted(reading: Reading, names: list[str]) -> list[int]:
+    """Places of the columns in use; two may have the same name."""
+    return [place for place, name in enumerate(names) if reading.wanted is None or name in reading.wanted]
 
 
 def _from(batches: Any, start: int) -> Iterator[Any]:
