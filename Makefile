@@ -39,7 +39,7 @@ $(ENCODER): $(STAMP)
 test: $(ENCODER)
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m 'not faults'
 
-# Kills and full disks: minutes, not seconds
+# Kills, full disks, signals and the rest in full, with one table at the end: minutes, not seconds
 test-faults: install
 	$(BIN)/python -m pytest -m faults
 

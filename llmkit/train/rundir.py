@@ -16,6 +16,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +166,7 @@ class RunDirectory:
         Raises EnvironmentFailure (locked by another, not writable), RecipeError (not ours), CheckpointError (run.json).
         """
         self.path = output_dir
+        self._updating = threading.Lock()
         inspect(output_dir)
         with environment_errors(output_dir, "create"):
             output_dir.mkdir(parents=True, exist_ok=True)
@@ -283,9 +285,12 @@ class RunDirectory:
         )
 
     def update(self, **changes: Any) -> None:
-        """Replaces keys of run.json, atomically: `steps`, `tokens`, `resolved`, `versions`, `hardware`, ..."""
-        self.record = {**self.record, **changes}
-        write_atomic(self.path / RUN, seal(self.record))
+        """Replaces keys of run.json, atomically: `steps`, `tokens`, `resolved`, `versions`, `hardware`, ...
+
+        Training and the thread that saves may both call it."""
+        with self._updating:
+            self.record = {**self.record, **changes}
+            write_atomic(self.path / RUN, seal(self.record))
 
     def open_segment(self, step: int, layout: dict[str, Any]) -> list[tuple[str, Any, Any]]:
         """Says that the steps from `step` on run under `layout` (JSON: versions, processes, micro-batch, precision).

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import socket
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -86,3 +88,44 @@ def test_a_signal_in_each_phase(tiny_run: TinyRun, fault_table: FaultTable) -> N
 def test_every_signal_in_each_phase(tiny_run: TinyRun, fault_table: FaultTable) -> None:
     cases = [(phase, (signum,) * times) for phase in PHASES for signum in SIGNALS for times in (1, 2)]
     all_stopped(tiny_run, fault_table, cases)
+
+
+def two_ranks(tiny: TinyRun, run: Path, sabotage: dict[int, tuple[str | int, ...]]) -> tuple[list[int], str]:
+    """Statuses of a launch of two processes, as torchrun would make one, and what they said."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    logs = [run.with_name(f"{run.name}-{rank}.log") for rank in range(2)]
+    pids = []
+    for rank, log in enumerate(logs):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+        env = {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in place.items()}}
+        pids.append(tiny.zygote.start(tiny.command(run), log, env=env, sabotage=sabotage.get(rank, ())))
+    return [tiny.zygote.wait(pid) for pid in pids], "\n".join(log.read_text() for log in logs)
+
+
+def one_stopped(tiny: TinyRun, table: FaultTable, phase: str, rank: int, signum: signal.Signals) -> None:
+    """One of two processes gets the signal; both save what it is, end with 75, and go on together."""
+    place, at, saved = PHASES[phase]
+    run = tiny.directory / f"ranks-{phase}-{rank}-{signum.name}"
+    statuses, told = two_ranks(tiny, run, {rank: ("signals_itself", place, at, signum)})
+    assert statuses == [75, 75], told
+    assert read_json(run / "run.json")["steps"] == saved
+    statuses, told = two_ranks(tiny, run, {})
+    assert statuses == [0, 0], told
+    assert f"going on from step-{saved:08d}" in told
+    table.record("signal to one of two processes", 1, 1)
+
+
+def test_a_signal_to_one_process(tiny_run: TinyRun, fault_table: FaultTable) -> None:
+    one_stopped(tiny_run, fault_table, "evaluation", 1, signal.SIGUSR1)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("phase", ["first step", "step", "evaluation", "last step"])
+def test_every_signal_to_either_process(
+    tiny_run: TinyRun, fault_table: FaultTable, phase: str, rank: int, signum: signal.Signals
+) -> None:
+    one_stopped(tiny_run, fault_table, phase, rank, signum)

@@ -6,6 +6,7 @@ from torch import nn
 
 from llmkit.errors import Diverged
 from llmkit.recipe.sections import TrainingSection
+from llmkit.signals import GivenUp
 from llmkit.tasks.base import IGNORE
 from llmkit.train import optim
 from llmkit.train.loop import TrainState, fit
@@ -172,3 +173,29 @@ def test_float16_scaling_halves_at_overflow_and_recovers():
     fit(plain, plain_state)
     assert state.loss_scale == 2.0**15
     assert torch.allclose(weights(run), weights(plain), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("given_up", [4, 12])
+def test_an_evaluation_that_a_signal_cut_short_is_saved_as_due_and_comes_first_when_the_run_goes_on(given_up):
+    saved, seen = [], []
+
+    def evaluate(state):
+        if state.step == given_up and not saved:
+            raise GivenUp
+        seen.append(state.step)
+        return {"loss": 1.0 / state.step}
+
+    def save(state):
+        saved.append((state.step, state.evaluation_pending))
+
+    hooks = {"evaluate": evaluate, "save": save, "evaluation_is_due": lambda s: s.step % 4 == 0}
+    run, state, events = make_run(TRAINING, **hooks)
+    assert not fit(run, state)
+    assert saved == [(given_up, True)]
+    assert fit(run, TrainState(**state.as_json()))
+    assert seen == [4, 8, 12]
+    assert saved[-1] == (12, False)
+    whole, state, plain = make_run(TRAINING, **{**hooks, "evaluate": lambda s: {"loss": 1.0 / s.step}})
+    assert fit(whole, state)
+    assert torch.equal(weights(run), weights(whole))
+    assert [e["loss"] for e in events] == [e["loss"] for e in plain]
