@@ -47,7 +47,7 @@ def execute(
     )
     phase = Phase()
     try:
-        with _watched(recipe, accelerator, phase, directory, console):
+        with _watched(recipe, accelerator, phase, directory, stop, console):
             parts = _build(recipe, prepared, accelerator, options, existing)
             identity = identities.identity(recipe)
             if existing.found != "absent":
@@ -75,7 +75,12 @@ def execute(
 
 
 def _watched(
-    recipe: Recipe, accelerator: Accelerator, phase: Phase, directory: RunDirectory | None, console: Console
+    recipe: Recipe,
+    accelerator: Accelerator,
+    phase: Phase,
+    directory: RunDirectory | None,
+    stop: StopRequest,
+    console: Console,
 ) -> AbstractContextManager[None]:
     """Several processes look after each other; one that cannot end by itself says here how it ended."""
     if accelerator.num_processes == 1:
@@ -87,7 +92,15 @@ def _watched(
         os._exit(failure(error, console))
 
     rank, timeout = accelerator.process_index, recipe.distributed.ddp_timeout
-    return Peers(rank, accelerator.num_processes, timeout, lambda: str(phase), abandon).watched()
+    peers = Peers(
+        rank,
+        accelerator.num_processes,
+        timeout,
+        doing=lambda: str(phase),
+        abandon=abandon,
+        undisturbed=stop.defer,
+    )
+    return peers.watched()
 
 
 def _build(recipe: Recipe, prepared: Prepared, accelerator: Accelerator, options: Options, existing: Existing) -> Parts:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch.distributed as dist
@@ -31,14 +31,23 @@ GRACE_SECONDS = 3.0
 VERDICT = "llmkit/verdict"
 AGAIN = "run the same command again to go on from the last checkpoint"
 
-Abandon = Callable[[EnvironmentFailure], None]
-
 
 class Peers:
-    """This process's part. `doing` tells what it is at; `abandon(error)` ends it and does not return."""
+    """This process's part. `doing` tells what it is at; `abandon(error)` ends it and does not return; within
+    `undisturbed()` no signal interrupts it."""
 
-    def __init__(self, rank: int, world_size: int, timeout: float | None, doing: Callable[[], str], abandon: Abandon):
-        self.rank, self.world_size, self.doing, self.abandon = rank, world_size, doing, abandon
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        timeout: float | None,
+        *,
+        doing: Callable[[], str],
+        abandon: Callable[[EnvironmentFailure], None],
+        undisturbed: Callable[[], AbstractContextManager[None]],
+    ):
+        self.rank, self.world_size, self.doing = rank, world_size, doing
+        self.abandon, self.undisturbed = abandon, undisturbed
         self.silence = min(timeout or SILENCE_SECONDS, SILENCE_SECONDS)
         self._store = _get_default_store().clone()  # type: ignore[attr-defined]  # of our own: the main thread may be waiting on the other
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="peers")
@@ -65,7 +74,9 @@ class Peers:
             if not _is_lost_peer(error):
                 self._leave(f"{type(error).__name__}: {error}")
                 raise
-            raise self._lost() from error
+            with self.undisturbed():  # a launcher that has seen it too sends SIGTERM
+                lost = self._lost()
+            raise lost from error
         except BaseException as error:
             self._leave(str(error))
             raise
