@@ -31,7 +31,7 @@ def peak_bytes(directory: Path, megabytes: int) -> int:
     recipe = json.loads(write_recipe(directory).read_text())
     dice = random.Random(3)
     line = lambda: " ".join(dice.choices(WORDS, k=200)) + "\n"  # noqa: E731
-    block = "".join(line() for _ in range(1000))
+    block = "".join(" ".join(dice.choices(WORDS, k=200)) + "\n" for _ in range(1000))
     with (directory / "train.txt").open("w", encoding="utf-8") as file:
         written = 0
         while written < megabytes << 20:

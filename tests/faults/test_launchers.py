@@ -46,7 +46,7 @@ def test_torchrun(tiny_run: TinyRun, expected: str) -> None:
 
 
 def test_accelerate_launch(tiny_run: TinyRun, expected: str) -> None:
-    """`--multi_gpu` is how it starts several processes on one machine; with `--cpu` it starts one, whatever is asked."""
+    """`--multi_gpu` is how it starts several processes on a machine; with `--cpu` it starts one, whatever is asked."""
     command = [str(BIN / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command += ["--num_cpu_threads_per_process", "1", "-m", "llmkit"]
