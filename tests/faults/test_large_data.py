@@ -30,7 +30,6 @@ def peak_bytes(directory: Path, megabytes: int) -> int:
     directory.mkdir()
     recipe = json.loads(write_recipe(directory).read_text())
     dice = random.Random(3)
-    line = lambda: " ".join(dice.choices(WORDS, k=200)) + "\n"  # noqa: E731
     block = "".join(" ".join(dice.choices(WORDS, k=200)) + "\n" for _ in range(1000))
     with (directory / "train.txt").open("w", encoding="utf-8") as file:
         written = 0
