@@ -98,7 +98,7 @@ def _watched(
         timeout,
         doing=lambda: str(phase),
         abandon=abandon,
-        undisturbed=stop.defer,
+        ignore_signals=stop.ignore,
     )
     return peers.watched()
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
@@ -33,8 +33,8 @@ AGAIN = "run the same command again to go on from the last checkpoint"
 
 
 class Peers:
-    """This process's part. `doing` tells what it is at; `abandon(error)` ends it and does not return; within
-    `undisturbed()` no signal interrupts it."""
+    """This process's part. `doing` tells what it is at; `abandon(error)` ends it and does not return; after
+    `ignore_signals()` none interrupts it."""
 
     def __init__(
         self,
@@ -44,10 +44,10 @@ class Peers:
         *,
         doing: Callable[[], str],
         abandon: Callable[[EnvironmentFailure], None],
-        undisturbed: Callable[[], AbstractContextManager[None]],
+        ignore_signals: Callable[[], None],
     ):
         self.rank, self.world_size, self.doing = rank, world_size, doing
-        self.abandon, self.undisturbed = abandon, undisturbed
+        self.abandon, self.ignore_signals = abandon, ignore_signals
         self.silence = min(timeout or SILENCE_SECONDS, SILENCE_SECONDS)
         self._store = _get_default_store().clone()  # type: ignore[attr-defined]  # of our own: the main thread may be waiting on the other
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="peers")
@@ -74,9 +74,8 @@ class Peers:
             if not _is_lost_peer(error):
                 self._leave(f"{type(error).__name__}: {error}")
                 raise
-            with self.undisturbed():  # a launcher that has seen it too sends SIGTERM
-                lost = self._lost()
-            raise lost from error
+            self.ignore_signals()  # a launcher that has seen it too sends SIGTERM
+            raise self._lost() from error
         except BaseException as error:
             self._leave(str(error))
             raise
