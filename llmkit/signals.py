@@ -55,6 +55,10 @@ class StopRequest:
             return Stopped(signum, saved=True, message=f"stopped by {name}; run the same command again to go on")
         return Stopped(signum, saved=False, message=f"stopped by {name} before there was anything to save")
 
+    def ignore(self) -> None:
+        """From here on a signal raises nothing: the command is ending already, for a reason that must be told."""
+        self.deferred = True
+
     @contextmanager
     def defer(self) -> Iterator[None]:
         """Within, a signal only sets the request. Raises Stopped where one came before and a library swallowed it."""

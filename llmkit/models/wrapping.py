@@ -1,4 +1,4 @@
-"""What stands behind wrappers: the TaskModule behind DDP and the compiler, the network behind an adapter."""
+"""What stands behind wrappers: the TaskModule behind the compiler, the network behind an adapter."""
 
 from __future__ import annotations
 

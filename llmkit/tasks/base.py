@@ -76,7 +76,7 @@ class Task(Protocol):
     def encoder(self) -> Encoder: ...
 
     def build_model(self) -> nn.Module:
-        """The TaskModule: `forward(batch) -> {name: loss SUM}`. Only this is wrapped (DDP) and compiled."""
+        """The TaskModule: `forward(batch) -> {name: loss SUM}`. Only this is compiled and trained."""
 
     def settle(self, module: nn.Module, saved: dict[str, Any] | None = None) -> tuple[Task, dict[str, Any]]:
         """The task with every automatic choice made that needs the network (packing), and these choices as JSON.

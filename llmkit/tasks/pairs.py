@@ -169,7 +169,7 @@ def _transformers_model(module: nn.Module) -> Any:
     from llmkit.models.wrapping import prompt_length
 
     inner: Any = module
-    while not hasattr(inner, "inner"):  # the wrappers of DDP and the compiler
+    while not hasattr(inner, "inner"):  # the wrapper of the compiler
         inner = getattr(inner, "module", None) or inner._orig_mod
     return inner.model if prompt_length(inner.model) else inner.inner()
 

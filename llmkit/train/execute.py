@@ -48,7 +48,7 @@ def execute(
     )
     phase = Phase()
     try:
-        with _watched(recipe, accelerator, phase, directory, console):
+        with _watched(recipe, accelerator, phase, directory, stop, console):
             parts = _build(recipe, prepared, accelerator, options, existing)
             if directory is not None:
                 check_space(recipe, parts, directory.checkpoints)
@@ -78,7 +78,12 @@ def execute(
 
 
 def _watched(
-    recipe: Recipe, accelerator: Accelerator, phase: Phase, directory: RunDirectory | None, console: Console
+    recipe: Recipe,
+    accelerator: Accelerator,
+    phase: Phase,
+    directory: RunDirectory | None,
+    stop: StopRequest,
+    console: Console,
 ) -> AbstractContextManager[None]:
     """Several processes look after each other; one that cannot end by itself says here how it ended."""
     if accelerator.num_processes == 1:
@@ -90,7 +95,15 @@ def _watched(
         os._exit(failure(error, console))
 
     rank, timeout = accelerator.process_index, recipe.distributed.ddp_timeout
-    return Peers(rank, accelerator.num_processes, timeout, lambda: str(phase), abandon).watched()
+    peers = Peers(
+        rank,
+        accelerator.num_processes,
+        timeout,
+        doing=lambda: str(phase),
+        abandon=abandon,
+        ignore_signals=stop.ignore,
+    )
+    return peers.watched()
 
 
 def _build(recipe: Recipe, prepared: Prepared, accelerator: Accelerator, options: Options, existing: Existing) -> Parts:

@@ -111,6 +111,8 @@ class Feed:
 
     def pass_over(self, steps: int) -> None:
         """Every step shows the data of `steps` steps later, into further epochs where the last one ends."""
+        if steps == self._ahead:
+            return
         total = self.calendar.total_steps - self._ahead + steps
         self.calendar = calendar(self.plan, global_batch=self.calendar.global_batch, max_steps=total, epochs=1.0)
         self._ahead, self._next = steps, None

@@ -68,6 +68,7 @@ def choose(
     trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
 
     def fits(size: int) -> bool:
+        fitted = True
         try:
             reserved = torch.empty(OPTIMIZER_COPIES * trained, dtype=torch.uint8, device=device)
             backward(module, task, longest_batch(task, plan, size, seed=seed, device=device), autocast)
@@ -76,11 +77,10 @@ def choose(
         except (RuntimeError, MemoryError) as error:
             if not memory.is_shortage(error):
                 raise
-            return False
-        finally:
-            module.zero_grad(set_to_none=True)
-            memory.free(device)
-        return True
+            fitted = False
+        module.zero_grad(set_to_none=True)  # not before: the error held what the attempt had taken
+        memory.free(device)
+        return fitted
 
     module.train()
     candidates = [size for size in range(samples_per_rank, 0, -1) if samples_per_rank % size == 0]

@@ -31,14 +31,23 @@ GRACE_SECONDS = 3.0
 VERDICT = "llmkit/verdict"
 AGAIN = "run the same command again to go on from the last checkpoint"
 
-Abandon = Callable[[EnvironmentFailure], None]
-
 
 class Peers:
-    """This process's part. `doing` tells what it is at; `abandon(error)` ends it and does not return."""
+    """This process's part. `doing` tells what it is at; `abandon(error)` ends it and does not return; after
+    `ignore_signals()` none interrupts it."""
 
-    def __init__(self, rank: int, world_size: int, timeout: float | None, doing: Callable[[], str], abandon: Abandon):
-        self.rank, self.world_size, self.doing, self.abandon = rank, world_size, doing, abandon
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        timeout: float | None,
+        *,
+        doing: Callable[[], str],
+        abandon: Callable[[EnvironmentFailure], None],
+        ignore_signals: Callable[[], None],
+    ):
+        self.rank, self.world_size, self.doing = rank, world_size, doing
+        self.abandon, self.ignore_signals = abandon, ignore_signals
         self.silence = min(timeout or SILENCE_SECONDS, SILENCE_SECONDS)
         self._store = _get_default_store().clone()  # type: ignore[attr-defined]  # of our own: the main thread may be waiting on the other
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="peers")
@@ -65,6 +74,7 @@ class Peers:
             if not _is_lost_peer(error):
                 self._leave(f"{type(error).__name__}: {error}")
                 raise
+            self.ignore_signals()  # a launcher that has seen it too sends SIGTERM
             raise self._lost() from error
         except BaseException as error:
             self._leave(str(error))

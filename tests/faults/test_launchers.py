@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.files import read_json
+from llmkit.train.peers import BEAT_SECONDS
 from tests.faults.test_ranks import PLAIN
 from tests.faults.tiny import TinyRun, sha256
 from tests.faults.zygote import ROOT
@@ -40,12 +41,13 @@ def expected(tiny_run: TinyRun) -> str:
 
 
 def test_torchrun(tiny_run: TinyRun, expected: str) -> None:
-    command = [str(BIN / "torchrun"), "--nproc-per-node", "2", "--master-port", "0", "-m", "llmkit"]
+    command = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2", "-m", "llmkit"]
     assert model_of(tiny_run, "torchrun", *command) == expected
 
 
 def test_accelerate_launch(tiny_run: TinyRun, expected: str) -> None:
-    command = [str(BIN / "accelerate"), "launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    """`--multi_gpu` is how it starts several processes on a machine; with `--cpu` it starts one, whatever is asked."""
+    command = [str(BIN / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command += ["--num_cpu_threads_per_process", "1", "-m", "llmkit"]
     assert model_of(tiny_run, "accelerate", *command) == expected
@@ -56,17 +58,19 @@ def test_a_killed_rank_is_named_whoever_launched_it(tiny_run: TinyRun, launcher:
     """run.json has the status where a launcher swallows it, and no process is left."""
     run = tiny_run.directory / f"killed-under-{launcher}"
     settings = (*PLAIN, "training.max_steps=100000", "evaluation.eval_steps=100000")
-    torchrun = [str(BIN / "torchrun"), "--nproc-per-node", "2", "--master-port", "0", "-m", "llmkit"]
+    torchrun = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2", "-m", "llmkit"]
     command = [*(LLMKIT if launcher == "ours" else torchrun), *tiny_run.command(run, *settings)]
     command += ["--num-processes", "2"] if launcher == "ours" else []
     log = tiny_run.log(run)
     with log.open("w") as file, subprocess.Popen(command, env=ENVIRONMENT, stdout=file, stderr=file) as process:
         deadline = time.monotonic() + 200
-        while not (run / "metrics.jsonl").is_file():
-            assert time.monotonic() < deadline, log.read_text()
+        while process.poll() is None and not (run / "metrics.jsonl").is_file() and time.monotonic() < deadline:
             time.sleep(0.1)
+        time.sleep(1.5 * BEAT_SECONDS)
         ranks = {rank: pid for pid, rank in ranks_under(process.pid).items()}
-        assert sorted(ranks) == [0, 1]
+        if sorted(ranks) != [0, 1]:
+            process.kill()
+            raise AssertionError(log.read_text())
         begun = time.monotonic()
         os.kill(ranks[1], signal.SIGKILL)
         assert process.wait(timeout=120) == (6 if launcher == "ours" else 1), log.read_text()

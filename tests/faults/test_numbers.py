@@ -1,4 +1,4 @@
-"""Steps that go wrong in a real run: not finite, far above the others, too large for the memory; on several ranks too."""
+"""Steps that go wrong in a real run: not finite, far above the others, too large for the memory; in several ranks."""
 
 from __future__ import annotations
 

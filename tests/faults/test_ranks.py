@@ -135,7 +135,7 @@ def running(tiny: TinyRun, name: str, number: int, **more: Any) -> Ranks:
     while not (metrics.is_file() and metrics.stat().st_size):
         assert time.monotonic() < deadline, ranks.told()
         time.sleep(0.01)
-    time.sleep(1.5 * BEAT_SECONDS)  # the others have heard of it
+    time.sleep(3 * BEAT_SECONDS)  # the others have heard of it
     return ranks
 
 
