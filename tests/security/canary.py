@@ -9,7 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-FORBIDDEN = ("pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect", "ctypes.dlopen")
+FORBIDDEN = (
+    "pickle.find_class",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "subprocess.Popen",
+    "socket.connect",
+    "ctypes.dlopen",
+)
 SECRET_FILES = ("/etc/passwd", "/etc/shadow", "/dev/zero", "/dev/random")
 TOKEN = "canary-4f1c9d7e2b"
 """In the environment as CANARY_TOKEN, and in files that nobody is to read."""

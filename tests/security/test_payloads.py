@@ -165,31 +165,63 @@ def tokenizer_part(**changes: Any) -> Payload:
 EVIL_CODE = {"AutoConfig": "configuration_evil.EvilConfig", "AutoModelForCausalLM": "modeling_evil.EvilModel"}
 DEEP = json.loads("[" * 300 + "]" * 300)
 MODELS: dict[str, Payload] = {
-    **{f"pickle {name}": pickled(name) for name in ("pytorch_model.bin", "model.bin", "model.pt", "weights.ckpt", "model.pkl")},
-    **{f"pickle {name}": pickled(name, torch_format=False) for name in ("tf_model.h5", "flax_model.msgpack", "model.safetensors")},
+    **{
+        f"pickle {name}": pickled(name)
+        for name in ("pytorch_model.bin", "model.bin", "model.pt", "weights.ckpt", "model.pkl")
+    },
+    **{
+        f"pickle {name}": pickled(name, torch_format=False)
+        for name in ("tf_model.h5", "flax_model.msgpack", "model.safetensors")
+    },
     **{
         f"pickle beside: {name}": pickled(name, alone=False, torch_format=False)
-        for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "vocab.pkl", "tokenizer.model", "spiece.model")
+        for name in (
+            "pytorch_model.bin",
+            "training_args.bin",
+            "optimizer.pt",
+            "vocab.pkl",
+            "tokenizer.model",
+            "spiece.model",
+        )
     },
     "pickled adapter": adapter("adapter_model.bin"),
     "adapter that imports": adapter(megatron_config={"a": 1}, megatron_core="evil"),
     "adapter of another type": adapter(peft_type="XLORA", adapters={"a": "evil/adapter"}),
-    "adapter with a tokenizer's code": adapter(peft_type="PROMPT_TUNING", prompt_tuning_init="TEXT", tokenizer_name_or_path="evil/x", tokenizer_kwargs={"trust_remote_code": True}, num_virtual_tokens=2),
+    "adapter with a tokenizer's code": adapter(
+        peft_type="PROMPT_TUNING",
+        prompt_tuning_init="TEXT",
+        tokenizer_name_or_path="evil/x",
+        tokenizer_kwargs={"trust_remote_code": True},
+        num_virtual_tokens=2,
+    ),
     "adapter of a base with code": adapter(auto_mapping={"base_model_class": "Evil", "parent_library": "evil"}),
     "adapter of a base elsewhere": adapter(base_model_name_or_path="../../../../etc"),
-    **{f"shard {shard}": index(shard) for shard in ("evil.bin", "../evil.bin", "/etc/passwd", "../../etc/passwd", "evil.safetensors", "")},
+    **{
+        f"shard {shard}": index(shard)
+        for shard in ("evil.bin", "../evil.bin", "/etc/passwd", "../../etc/passwd", "evil.safetensors", "")
+    },
     "auto_map": edit("config.json", auto_map=EVIL_CODE),
     "auto_map of an unknown type": edit("config.json", model_type="evil", auto_map=EVIL_CODE),
-    "auto_map of the Hub": edit("config.json", model_type="evil", auto_map={"AutoConfig": "evil/repo--evil.EvilConfig"}),
+    "auto_map of the Hub": edit(
+        "config.json", model_type="evil", auto_map={"AutoConfig": "evil/repo--evil.EvilConfig"}
+    ),
     "auto_map, a module path": edit("config.json", auto_map={"AutoModelForCausalLM": "../../evil.Evil"}),
-    "auto_map of a tokenizer": edit("tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_evil.EvilTokenizer", None]}),
-    "tokenizer class": edit("tokenizer_config.json", tokenizer_class="EvilTokenizer", auto_map=["tokenization_evil.EvilTokenizer", None]),
+    "auto_map of a tokenizer": edit(
+        "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_evil.EvilTokenizer", None]}
+    ),
+    "tokenizer class": edit(
+        "tokenizer_config.json", tokenizer_class="EvilTokenizer", auto_map=["tokenization_evil.EvilTokenizer", None]
+    ),
     "tokenizer class of another kind": edit("tokenizer_config.json", tokenizer_class="AutoModel"),
-    "tokenizer file elsewhere": edit("tokenizer_config.json", tokenizer_file="/etc/passwd", vocab_file="/etc/passwd", name_or_path="/etc"),
+    "tokenizer file elsewhere": edit(
+        "tokenizer_config.json", tokenizer_file="/etc/passwd", vocab_file="/etc/passwd", name_or_path="/etc"
+    ),
     "attention of the Hub": edit("config.json", attn_implementation="evil/kernel"),
     "attention of the Hub, hidden": edit("config.json", _attn_implementation_internal="evil/kernel"),
     "quantized by code": edit("config.json", quantization_config={"quant_method": "evil", "modules": "evil"}),
-    "custom pipeline": edit("config.json", custom_pipelines={"text-generation": {"impl": "evil.Evil", "pt": ["AutoModel"]}}),
+    "custom pipeline": edit(
+        "config.json", custom_pipelines={"text-generation": {"impl": "evil.Evil", "pt": ["AutoModel"]}}
+    ),
     "custom generate": edit("generation_config.json", custom_generate="evil/repo", trust_remote_code=True),
     "trust in its own config": edit("config.json", trust_remote_code=True, auto_map=EVIL_CODE),
     "name that is a path": edit("config.json", _name_or_path="/etc", architectures=["os.system"]),
@@ -199,14 +231,36 @@ MODELS: dict[str, Payload] = {
     "huge": edit("config.json", n_embd=2**40, n_layer=2**40),
     "config that is a list": lambda place, _: (place / "config.json").write_text("[1]") and None,
     "config nested deeply": lambda place, _: (place / "config.json").write_text('{"a":' * 10**5) and None,
-    **{f"link {name} to {target}": link(name, target) for name, target in (
-        ("config.json", "../secret"), ("config.json", "/dev/zero"), ("tokenizer_config.json", "/dev/zero"),
-        ("generation_config.json", "../secret"), ("chat_template.jinja", "../secret"), ("config.json", "config.json"))},
+    **{
+        f"link {name} to {target}": link(name, target)
+        for name, target in (
+            ("config.json", "../secret"),
+            ("config.json", "/dev/zero"),
+            ("tokenizer_config.json", "/dev/zero"),
+            ("generation_config.json", "../secret"),
+            ("chat_template.jinja", "../secret"),
+            ("config.json", "config.json"),
+        )
+    },
     "fifo config.json": fifo("config.json"),
     "fifo tokenizer_config.json": fifo("tokenizer_config.json"),
-    "ids in the billions": tokenizer_part(added_tokens=[{"id": 2**31, "content": "x", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}]),
+    "ids in the billions": tokenizer_part(
+        added_tokens=[
+            {
+                "id": 2**31,
+                "content": "x",
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+        ]
+    ),
     "tokenizer nested deeply": tokenizer_part(normalizer={"type": "Sequence", "normalizers": DEEP}),
-    "tokenizer whose pattern is endless": tokenizer_part(pre_tokenizer={"type": "Split", "pattern": {"Regex": "(x+x+)+y" * 50}, "behavior": "Isolated", "invert": False}),
+    "tokenizer whose pattern is endless": tokenizer_part(
+        pre_tokenizer={"type": "Split", "pattern": {"Regex": "(x+x+)+y" * 50}, "behavior": "Isolated", "invert": False}
+    ),
     "chat template that is a list": edit("tokenizer_config.json", chat_template=[1, {"name": 5}, None]),
     "chat template that is an object": edit("tokenizer_config.json", chat_template={"a": 1}),
 }
@@ -393,31 +447,63 @@ def npy() -> bytes:
 
 
 REG, SYM, LNK, CHR, FIFO = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE
-BOMB = 300 << 20
+BOMB = 70 << 20
 ENTITY = '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]>'
-BILLION = "<!DOCTYPE x [<!ENTITY a 'lol'>" + "".join(f"<!ENTITY {chr(98 + i)} '{f'&{chr(97 + i)};' * 10}'>" for i in range(9)) + "]>"
+BILLION = (
+    "<!DOCTYPE x [<!ENTITY a 'lol'>"
+    + "".join(f"<!ENTITY {chr(98 + i)} '{f'&{chr(97 + i)};' * 10}'>" for i in range(9))
+    + "]>"
+)
 DATA: dict[str, tuple[str, Callable[[], bytes], dict[str, Any]]] = {
     "tar slip": ("a.tar.gz", lambda: tar(("../../fired", ROW, REG), ("../fired.jsonl", ROW, REG)), {}),
     "tar absolute": ("a.tar", lambda: tar(("/tmp/fired.jsonl", ROW, REG), mode="w"), {}),
-    "tar links": ("a.tar", lambda: tar(("a.jsonl", "/etc/passwd", SYM), ("b.jsonl", "/etc/passwd", LNK), ("c.jsonl", ROW, REG), mode="w"), {}),
-    "tar devices": ("a.tar", lambda: tar(("a.jsonl", "", CHR), ("b.jsonl", "", FIFO), ("c.jsonl", ROW, REG), mode="w"), {}),
+    "tar links": (
+        "a.tar",
+        lambda: tar(("a.jsonl", "/etc/passwd", SYM), ("b.jsonl", "/etc/passwd", LNK), ("c.jsonl", ROW, REG), mode="w"),
+        {},
+    ),
+    "tar devices": (
+        "a.tar",
+        lambda: tar(("a.jsonl", "", CHR), ("b.jsonl", "", FIFO), ("c.jsonl", ROW, REG), mode="w"),
+        {},
+    ),
     "tar link to its parent": ("a.tar", lambda: tar(("d", "..", SYM), ("d/fired.jsonl", ROW, REG), mode="w"), {}),
     "tar with control names": ("a.tar", lambda: tar(("\x1b[2J\u202e.jsonl", ROW, REG), mode="w"), {}),
-    "tar in tar": ("a.tar", lambda: tar(("b.tar", tar(("c.jsonl", ROW, REG), mode="w"), REG), ("a.jsonl", ROW, REG), mode="w"), {}),
+    "tar in tar": (
+        "a.tar",
+        lambda: tar(("b.tar", tar(("c.jsonl", ROW, REG), mode="w"), REG), ("a.jsonl", ROW, REG), mode="w"),
+        {},
+    ),
     "zip slip": ("a.zip", lambda: zipped(("../../fired", ROW), ("..\\fired.jsonl", ROW), ("/fired.jsonl", ROW)), {}),
     "zip link": ("a.zip", lambda: zipped(("a.jsonl", b"/etc/passwd"), attributes=0o120777 << 16), {}),
     "zip bomb": ("a.zip", lambda: zipped(("a.jsonl", b" " * BOMB)), {}),
     "zip in zip": ("a.zip", lambda: zipped(("b.zip", zipped(("a.jsonl", ROW))), ("a.jsonl", ROW)), {}),
-    "zip that claims a size": ("a.zip", lambda: zipped(("a.jsonl", ROW)).replace(len(ROW).to_bytes(4, "little"), b"\xff\xff\xff\x7f"), {}),
+    "zip that claims a size": (
+        "a.zip",
+        lambda: zipped(("a.jsonl", ROW)).replace(len(ROW).to_bytes(4, "little"), b"\xff\xff\xff\x7f"),
+        {},
+    ),
     "gzip bomb": ("a.jsonl.gz", lambda: gzip.compress(b"x" * BOMB), {}),
     "gzip in gzip": ("a.jsonl.gz", lambda: gzip.compress(gzip.compress(b"x" * BOMB)), {}),
     "xz bomb": ("a.txt.xz", lambda: lzma.compress(b"x" * BOMB, preset=0), {"sample_by": "line"}),
     "formulas": ("a.csv", lambda: b"text\n=cmd|'/c touch fired'!A1\n@SUM(1)\n+1\n-1\n", {}),
     "prototype": ("a.jsonl", lambda: b'{"__proto__": {"a": 1}, "__class__": "x", "text": "harmless"}\n', {}),
-    "scripts": ("a.html", lambda: b"<html><script src=http://evil/x></script><p onload=x>" + b"plain words here " * 9, {}),
+    "scripts": (
+        "a.html",
+        lambda: b"<html><script src=http://evil/x></script><p onload=x>" + b"plain words here " * 9,
+        {},
+    ),
     "html entities": ("a.html", lambda: (ENTITY + "<html><p>&e; words " + "plain words " * 9).encode(), {}),
-    "xml entities": ("a.xml", lambda: (ENTITY + "<mediawiki><page><title>&e;</title></page></mediawiki>").encode(), {"format": "mediawiki"}),
-    "xml laughs": ("a.xml", lambda: (BILLION + "<mediawiki><page><title>&j;</title></page></mediawiki>").encode(), {"format": "mediawiki"}),
+    "xml entities": (
+        "a.xml",
+        lambda: (ENTITY + "<mediawiki><page><title>&e;</title></page></mediawiki>").encode(),
+        {"format": "mediawiki"},
+    ),
+    "xml laughs": (
+        "a.xml",
+        lambda: (BILLION + "<mediawiki><page><title>&j;</title></page></mediawiki>").encode(),
+        {"format": "mediawiki"},
+    ),
     "warc bomb": ("a.warc", lambda: _warc(gzip.compress(b"x" * BOMB)), {}),
     "arrow with a pickle": ("a.arrow", arrow_with_pickle, {}),
     "pickle": ("a.pkl", lambda: pickle.dumps(Boom(Path("fired"))), {}),

@@ -55,7 +55,16 @@ def test_a_run_and_its_crashes(place: Place, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    "key", ["output_dir", "data.train.0.path", "model.config.name", TOKEN, f"model.config.{TOKEN}", "training.max_steps", "extends"]
+    "key",
+    [
+        "output_dir",
+        "data.train.0.path",
+        "model.config.name",
+        TOKEN,
+        f"model.config.{TOKEN}",
+        "training.max_steps",
+        "extends",
+    ],
 )
 def test_a_token_in_a_recipe_is_refused_and_not_repeated(place: Place, key: str) -> None:
     for arguments in (("--set", f"{key}={TOKEN}"), ("--set", f"{key}={TOKEN}", "--json"), ("--set", f"{TOKEN}")):
@@ -69,7 +78,9 @@ def test_a_key_that_is_for_a_secret_is_refused(tmp_path: Path) -> None:
         (tmp_path / "recipe.yaml").write_text(json.dumps({"model": {"config": {"model_type": "x", key: "y"}}}))
         with pytest.raises(RecipeError, match="looks like a secret; .* environment"):
             load_recipe(tmp_path / "recipe.yaml")
-    assert not any(map(names_secret, ("eos_token", "pad_token", "tokens", "tokenizer", "key", "columns", "HF_TOKEN_PATH")))
+    assert not any(
+        map(names_secret, ("eos_token", "pad_token", "tokens", "tokenizer", "key", "columns", "HF_TOKEN_PATH"))
+    )
 
 
 def test_what_is_no_secret_stays(monkeypatch: pytest.MonkeyPatch) -> None:
