@@ -101,6 +101,8 @@ def read_json(path: Path) -> Any:
 def read_object(path: Path, make_error: Callable[[str], LlmkitError]) -> dict[str, Any]:
     """The JSON object in a file of somebody else's. Raises `make_error` where there is none."""
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a regular file")  # a pipe or a device has no end
         value = read_json(path)
     except (OSError, ValueError) as error:
         raise make_error(f"{path} cannot be read as JSON: {error}") from error

@@ -17,7 +17,7 @@ import numpy as np
 
 from llmkit.data.examples import Ragged
 from llmkit.data.tokenizer_core import num_ids, read_core, read_fast, read_literal
-from llmkit.data.tokenizer_files import import_tokenizer, tokenizer_source
+from llmkit.data.tokenizer_files import check_class, import_tokenizer, tokenizer_source
 from llmkit.data.tokenizer_train import train_tokenizer
 from llmkit.errors import ModelError
 from llmkit.files import dump_json, environment_errors, read_json, read_object
@@ -98,6 +98,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
     if not directory.is_dir():
         raise ModelError(f"no tokenizer at {directory}")
+    check_class(directory)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False

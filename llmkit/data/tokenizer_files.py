@@ -154,7 +154,7 @@ def import_tokenizer(source: TokenizerSource, section: TokenizerSection, target:
         tokenizer.add_special_tokens({"additional_special_tokens": list(section.special_tokens.additional)})
     try:
         save(tokenizer, target)
-    except ValueError as error:  # half a surrogate pair
+    except (TypeError, ValueError) as error:  # a chat template that is no text, half a surrogate pair
         raise ModelError(f"the tokenizer in {source.name} cannot be written: {error}") from error
     _check_ids(target)
 
@@ -220,10 +220,20 @@ def save(tokenizer: Any, target: Path) -> None:
         tokenizer.save_pretrained(str(target))
 
 
+def check_class(directory: Path) -> None:
+    """The class that a directory names is a tokenizer's: transformers would load a model by that name. Raises
+    ModelError."""
+    path = directory / "tokenizer_config.json"
+    name = read_object(path, ModelError).get("tokenizer_class") if path.exists() else None
+    if name is not None and "Tokenizer" not in str(name):
+        raise ModelError(f"{path} names {name!r}, which is no tokenizer's class")
+
+
 def _load(directory: Path, class_name: str | None) -> Any:
     import transformers
 
     transformers.logging.set_verbosity_error()
+    check_class(directory)
     name = class_name or _class_of(directory)
     if name is None:
         kind: Any = transformers.AutoTokenizer

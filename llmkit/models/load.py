@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import ModelError, RecipeError
+from llmkit.files import read_object
+from llmkit.manifest import safe_name
 from llmkit.models.heads import CAUSAL_LM, Head, check_architecture, is_of_head
 from llmkit.models.peft import ADDED_ROWS, FRESH
 from llmkit.models.source import (
@@ -148,6 +150,8 @@ def _from_pretrained(
 ) -> PreTrainedModel:
     import transformers
 
+    if source.is_local:
+        _check_shards(Path(source.name) / "model.safetensors.index.json")
     try:
         loaded: Any = getattr(transformers, head.auto_class).from_pretrained(
             source.name,
@@ -176,6 +180,14 @@ def _from_pretrained(
         message = f"the weights in {source.name} lack {len(missing) + len(mismatched)} of the model's tensors ({names})"
         raise ModelError(message, key="model.name_or_path")
     return model
+
+
+def _check_shards(index: Path) -> None:
+    """The files that an index of weights names are safetensors in its own directory. Raises ModelError."""
+    shards = read_object(index, ModelError).get("weight_map") if index.exists() else {}
+    names = shards.values() if isinstance(shards, dict) else [None]
+    if not all(isinstance(name, str) and safe_name(name) and name.endswith(".safetensors") for name in names):
+        raise ModelError(f"{index} names weights that are no *.safetensors file beside it", key="model.name_or_path")
 
 
 def _new_config(

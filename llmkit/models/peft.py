@@ -292,7 +292,10 @@ def load_adapter(
     )
     setattr(base, HEAD_KEYS, list(head.config))
     prompt = config["peft_type"] == "PROMPT_TUNING"  # which peft loads for inference alone
-    model: Any = PeftModel.from_pretrained(base, str(directory), is_trainable=not prompt)
+    try:
+        model: Any = PeftModel.from_pretrained(base, str(directory), is_trainable=not prompt)
+    except Exception as error:  # peft's own checks, safetensors', torch's
+        raise ModelError(f"{directory}: the adapter cannot be loaded: {error}", key="model.name_or_path") from error
     for parameter_name, parameter in model.named_parameters() if prompt else ():
         if parameter_name.startswith("prompt_encoder.") or ".modules_to_save." in parameter_name:
             parameter.requires_grad_(True)
