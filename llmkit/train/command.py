@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.data import prepare
-from llmkit.data.prepare import Prepared
 from llmkit.data.prepared import prove_before_use
 from llmkit.errors import DataError, LlmkitError
 from llmkit.files import read_json
@@ -21,11 +20,11 @@ from llmkit.outcome import as_told
 from llmkit.recipe import identity as identities
 from llmkit.recipe.counting import counts
 from llmkit.recipe.probing import probes
-from llmkit.recipe.resolve import dump
 from llmkit.recipe.sections import Recipe
 from llmkit.report.console import Console
 from llmkit.signals import StopRequest, stop_on_signal
 from llmkit.train import launch
+from llmkit.train.job import Job
 from llmkit.train.rundir import RESULTS, Existing, RunDirectory, inspect
 
 POLL_SECONDS = 0.5
@@ -103,7 +102,7 @@ def _lead(
         prepared = (prepare.load(recipe) if ours else None) or prepare.prepare(recipe, console)
         prove_before_use(prepared.directory, console.note)
         directory.check_data(prepared.fingerprint, prepared.sources)
-        results = _train(recipe, options, console, prepared, existing, directory, stop)
+        results = _train(Job(recipe, prepared, options, existing, directory, stop, console))
     except BaseException as error:
         _record_failure(directory, stop.stopped() if stop.raised is not None else error)
         raise
@@ -118,35 +117,19 @@ def _follow(recipe: Recipe, options: Options, console: Console, stop: StopReques
         return _finished(path, console)
     while (prepared := prepare.load(recipe)) is None:
         time.sleep(POLL_SECONDS)
-    return _train(recipe, options, console, prepared, existing, None, stop)
+    return _train(Job(recipe, prepared, options, existing, None, stop, console))
 
 
-def _train(
-    recipe: Recipe,
-    options: Options,
-    console: Console,
-    prepared: Prepared,
-    existing: Existing,
-    directory: RunDirectory | None,
-    stop: StopRequest,
-) -> dict[str, Any]:
-    if prepared.splits.get("train") is None or prepared.splits["train"].num_rows == 0:
+def _train(job: Job) -> dict[str, Any]:
+    splits = job.prepared.splits
+    if splits.get("train") is None or splits["train"].num_rows == 0:
         raise DataError("data.train has no rows to train on")
-    console.note("loading torch and the model")
-    from llmkit.train import counting, probing
-    from llmkit.train.execute import execute
+    job.console.note("loading torch and the model")
+    from llmkit.train import counting, execute, probing
 
-    run = counting.execute if counts(recipe) else probing.execute if probes(recipe) else execute
-    return run(
-        recipe,
-        prepared,
-        options=options,
-        existing=existing,
-        directory=directory,
-        stop=stop,
-        console=console,
-        recipe_yaml=dump(recipe),
-    )
+    made_by = counting if counts(job.recipe) else probing if probes(job.recipe) else execute
+    results: dict[str, Any] = made_by.run(job)
+    return results
 
 
 def _record_failure(directory: RunDirectory, error: BaseException) -> None:

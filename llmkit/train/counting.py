@@ -19,8 +19,6 @@ import numpy as np
 from llmkit.data.packing import epoch_rows
 from llmkit.data.prepare import Prepared
 from llmkit.data.tokenizer import read_special_ids
-from llmkit.errors import RecipeError
-from llmkit.evaluate.split import evaluate_split
 from llmkit.files import environment_errors, free_bytes
 from llmkit.models.lm import CausalLMModule
 from llmkit.models.ngram_counting import Scratch
@@ -28,16 +26,14 @@ from llmkit.models.ngram_smoothing import Documents, Smoothed, estimate, thresho
 from llmkit.models.source import max_length
 from llmkit.models.wrapping import unwrap
 from llmkit.options import Options
-from llmkit.recipe import identity as identities
 from llmkit.recipe.sections import Recipe
 from llmkit.report.console import Console
-from llmkit.report.html import write_report
 from llmkit.report.text import duration
-from llmkit.signals import StopRequest
 from llmkit.tasks import build_task
 from llmkit.tasks.base import Task
-from llmkit.train import export, hardware, machine, metricslog
-from llmkit.train.rundir import METRICS, MODEL, REPORT, RESULTS, Existing, RunDirectory
+from llmkit.train import hardware
+from llmkit.train.fitted import Fitted, fit_once
+from llmkit.train.job import Job
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,57 +45,27 @@ TOKEN_BYTES, NGRAM_BYTES, TABLE_BYTES = 40, 96, 16
 """Disk that counting takes a token and an n-gram at most, and what an n-gram takes in the model."""
 
 
-def execute(
-    recipe: Recipe,
-    prepared: Prepared,
-    *,
-    options: Options,
-    existing: Existing,
-    directory: RunDirectory | None,
-    stop: StopRequest,
-    console: Console,
-    recipe_yaml: str,
-) -> dict[str, Any]:
-    """Counts, exports and returns the final results. A signal ends it at once: there is nothing to save before."""
-    if directory is None:
-        raise RecipeError("an n-gram model is counted in one process; start one", key="model.config")
-    task, module, documents = _parts(recipe, prepared, options)
-    if existing.found != "absent":
-        console.note("counting is not resumed: it begins anew, and gives the same model")
-    directory.start(
-        command=options.command,
-        recipe_yaml=recipe_yaml,
-        identity=identities.identity(recipe),
-        data_fingerprint=prepared.fingerprint,
-        sources=prepared.sources,
-        seed=recipe.seed,
-    )
-    directory.update(versions=machine.versions(), hardware=machine.hardware())
-    directory.open_segment(0, {"versions": machine.versions()})
-    order = _model(module).config.order
-    console.note(f"counting {documents.num_tokens:,} tokens up to order {order}")
-    with _workplace(directory.path) as scratch:
-        found = _fit(module, documents, scratch, console)
+def run(job: Job) -> dict[str, Any]:
+    """Counts, exports and returns the final results."""
+
+    def fit(parts: tuple[Task, nn.Module, Documents], directory: Path) -> Fitted:
+        task, module, documents = parts
+        config = _model(module).config
+        job.console.note(f"counting {documents.num_tokens:,} tokens up to order {config.order}")
+        with _workplace(directory) as scratch:
+            found = _fit(module, documents, scratch, job.console)
         resolved = {
-            "order": order,
-            "prune": thresholds(_model(module).config.prune or [], order),
-            "max_length": max_length(recipe),
+            "order": config.order,
+            "prune": thresholds(config.prune or [], config.order),
+            "max_length": max_length(job.recipe),
             "discounts": {str(n): list(values) for n, values in enumerate(found.discounts, 1)},
             "fallback_orders": found.fallback,
             "ngrams_seen": found.seen,
         }
-    directory.update(resolved=resolved, tokens=documents.num_tokens)
-    results = validate(recipe, task, module, prepared, directory, documents.num_tokens)
-    results |= {f"ngrams_{n}": size for n, size in enumerate(_model(module).config.num_ngrams, 1)}
-    rows = "training" if "train_loss" in results else "validation"
-    console.note(f"loss {results['loss']:.4f} nats a token on the {rows} rows")
-    console.note("writing the model")
-    export.export_model(task, module, recipe, directory.path / MODEL, results)
-    export.write_results(directory.path / RESULTS, results)
-    directory.finish("completed", 0, "done", steps=0, tokens=documents.num_tokens)
-    write_report(directory.path)
-    console.note(f"model: {directory.path / MODEL}   report: {directory.path / REPORT}")
-    return results
+        sizes = {f"ngrams_{n}": size for n, size in enumerate(_model(module).config.num_ngrams, 1)}
+        return Fitted(task, module, resolved, documents.num_tokens, sizes)
+
+    return fit_once(job, "an n-gram model", "model.config", lambda: _parts(job.recipe, job.prepared, job.options), fit)
 
 
 def _parts(recipe: Recipe, prepared: Prepared, options: Options) -> tuple[Task, nn.Module, Documents]:
@@ -145,34 +111,6 @@ def _fit(module: nn.Module, documents: Documents, scratch: Scratch, console: Con
         )
     model.set_tables(found.tables)
     return found
-
-
-def validate(
-    recipe: Recipe, task: Task, module: nn.Module, prepared: Prepared, directory: RunDirectory, tokens: int
-) -> dict[str, Any]:
-    """Metrics of the held-out rows, or of the training rows where there are none; logged, and returned flat."""
-    validation = prepared.splits.get("validation")
-    held_out = validation is not None and validation.num_rows > 0
-    section = recipe.evaluation
-    started = time.perf_counter()
-    evaluated = evaluate_split(
-        task,
-        module,
-        validation if validation is not None and held_out else prepared.splits["train"],
-        None,
-        batch_size=section.per_device_eval_batch_size,
-        max_samples=section.max_samples,
-    )
-    chosen = section.metrics
-    metrics = {k: m.value for k, m in evaluated.metrics.items() if chosen is None or k == "loss" or k in chosen}
-    metricslog.cut_back(directory.path / METRICS, -1)
-    log = metricslog.MetricsLog(directory.path / METRICS)
-    seconds = round(time.perf_counter() - started, 3)
-    split = "validation" if held_out else "train"
-    log.write({"step": 0, "split": split, **metrics, "tokens": tokens, "seconds": seconds})
-    log.close()
-    train = {} if held_out else {"train_loss": metrics["loss"]}
-    return {**metrics, **train, "steps": 0, "tokens": tokens}
 
 
 def try_once(recipe: Recipe, options: Options, prepared: Prepared, scratch: Path, exact: bool) -> dict[str, Any]:

@@ -12,105 +12,85 @@ from accelerate import Accelerator
 
 from llmkit.data.prepare import Prepared
 from llmkit.errors import Diverged, EnvironmentFailure
-from llmkit.options import Options
 from llmkit.outcome import failure
 from llmkit.recipe import identity as identities
 from llmkit.recipe.sections import Recipe
-from llmkit.report.console import Console
-from llmkit.report.html import write_report
-from llmkit.signals import StopRequest
 from llmkit.tasks import build_task
-from llmkit.train import checkpoint, export, hardware, machine, metricslog, study
+from llmkit.train import checkpoint, hardware, metricslog, study
 from llmkit.train.build import AUTOCAST, Parts, build, make_accelerator
+from llmkit.train.job import Job, finish
 from llmkit.train.loop import TrainState, fit
 from llmkit.train.peers import Peers
-from llmkit.train.rundir import CHECKPOINTS, METRICS, MODEL, REPORT, RESULTS, TRACKING, Existing, RunDirectory
+from llmkit.train.rundir import CHECKPOINTS, METRICS, TRACKING, Existing
 from llmkit.train.schedules import Schedule
 from llmkit.train.session import Phase, Session
 from llmkit.train.space import check_space
 
 
-def execute(
-    recipe: Recipe,
-    prepared: Prepared,
-    *,
-    options: Options,
-    existing: Existing,
-    directory: RunDirectory | None,
-    stop: StopRequest,
-    console: Console,
-    recipe_yaml: str,
-) -> dict[str, Any]:
+def run(job: Job) -> dict[str, Any]:
     """Trains (or goes on), exports and returns the final results. Raises Stopped where a signal ended it, saved."""
     hardware.keep_freed_memory()
+    recipe = job.recipe
     accelerator = make_accelerator(
         recipe.logging.report_to, str(Path(recipe.output_dir) / TRACKING), recipe.distributed.ddp_timeout
     )
     phase = Phase()
     try:
-        with _watched(recipe, accelerator, phase, directory, stop, console):
-            parts = _build(recipe, prepared, accelerator, options, existing)
-            if directory is not None:
-                check_space(recipe, parts, directory.checkpoints)
-            identity = identities.identity(recipe)
-            if existing.found != "absent":
-                _check_length(recipe, existing, identity, parts)
-            if directory is not None:
-                _open(recipe, options.command, prepared, directory, identity, recipe_yaml, parts)
+        with _watched(job, accelerator, phase):
+            parts = _build(job, accelerator)
+            if job.directory is not None:
+                check_space(recipe, parts, job.directory.checkpoints)
+            if not job.is_new:
+                _check_length(recipe, job.existing, parts)
+            if job.directory is not None:
+                job.begin([torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())])
+                job.directory.update(resolved=parts.choices.as_json())
+            precision = AUTOCAST.get(parts.choices.mixed_precision, torch.float32)
             session = Session(
                 recipe=recipe,
                 parts=parts,
                 accelerator=accelerator,
                 output_dir=Path(recipe.output_dir),
-                directory=directory,
-                validation=prepared.splits.get("validation"),
-                stop=stop,
-                console=console,
-                matrix_rate=hardware.matrix_rate(
-                    accelerator.device, AUTOCAST.get(parts.choices.mixed_precision, torch.float32)
-                ),
+                directory=job.directory,
+                validation=job.prepared.splits.get("validation"),
+                stop=job.stop,
+                console=job.console,
+                matrix_rate=hardware.matrix_rate(accelerator.device, precision),
                 phase=phase,
                 best_metric=recipe.evaluation.metric_for_best_model or "loss",
             )
-            return _train(session, prepared)
+            return _train(session, job.prepared)
     finally:
         accelerator.end_training()  # trackers and the process group
 
 
-def _watched(
-    recipe: Recipe,
-    accelerator: Accelerator,
-    phase: Phase,
-    directory: RunDirectory | None,
-    stop: StopRequest,
-    console: Console,
-) -> AbstractContextManager[None]:
+def _watched(job: Job, accelerator: Accelerator, phase: Phase) -> AbstractContextManager[None]:
     """Several processes look after each other; one that cannot end by itself says here how it ended."""
     if accelerator.num_processes == 1:
         return nullcontext()
 
     def abandon(error: EnvironmentFailure) -> None:
-        if directory is not None:
-            directory.finish("failed", error.status, str(error))
-        os._exit(failure(error, console))
+        if job.directory is not None:
+            job.directory.finish("failed", error.status, str(error))
+        os._exit(failure(error, job.console))
 
-    rank, timeout = accelerator.process_index, recipe.distributed.ddp_timeout
     peers = Peers(
-        rank,
+        accelerator.process_index,
         accelerator.num_processes,
-        timeout,
+        job.recipe.distributed.ddp_timeout,
         doing=lambda: str(phase),
         abandon=abandon,
-        ignore_signals=stop.ignore,
+        ignore_signals=job.stop.ignore,
     )
     return peers.watched()
 
 
-def _build(recipe: Recipe, prepared: Prepared, accelerator: Accelerator, options: Options, existing: Existing) -> Parts:
-    task = build_task(recipe, prepared.tokenizer_dir, allow_remote_code=options.trust_remote_code)
+def _build(job: Job, accelerator: Accelerator) -> Parts:
+    prepared = job.prepared
+    task = build_task(job.recipe, prepared.tokenizer_dir, allow_remote_code=job.options.trust_remote_code)
     task.prepare(prepared.splits.get("train"), prepared.splits.get("validation"))
-    kept = existing.record.get("resolved") if existing.found != "absent" else None
-    return build(recipe, task, prepared, accelerator, kept or None)
+    kept = None if job.is_new else job.existing.record.get("resolved")
+    return build(job.recipe, task, prepared, accelerator, kept or None)
 
 
 def _train(session: Session, prepared: Prepared) -> dict[str, Any]:
@@ -140,7 +120,7 @@ def _train(session: Session, prepared: Prepared) -> dict[str, Any]:
         feed.close()
 
 
-def _check_length(recipe: Recipe, existing: Existing, identity: dict[str, Any], parts: Parts) -> None:
+def _check_length(recipe: Recipe, existing: Existing, parts: Parts) -> None:
     """A run may be made longer only where its past learning rates stay what they were."""
     old_steps = existing.record["resolved"].get("total_steps", parts.choices.total_steps)
     new = parts.schedule
@@ -149,34 +129,12 @@ def _check_length(recipe: Recipe, existing: Existing, identity: dict[str, Any], 
     done = checkpoint.step_of(saved[-1]) if saved else 0  # run.json may lag behind by one save
     identities.check_same_run(
         existing.record["identity"],
-        identity,
+        identities.identity(recipe),
         output_dir=recipe.output_dir,
         old_steps=old_steps,
         new_steps=new.total_steps,
         past_rates_kept=lambda: identities.may_extend(old.learning_rate, new.learning_rate, done),
     )
-
-
-def _open(
-    recipe: Recipe,
-    command: str,
-    prepared: Prepared,
-    directory: RunDirectory,
-    identity: dict[str, Any],
-    recipe_yaml: str,
-    parts: Parts,
-) -> None:
-    """run.json and recipe.yaml say what is about to happen."""
-    directory.start(
-        command=command,
-        recipe_yaml=recipe_yaml,
-        identity=identity,
-        data_fingerprint=prepared.fingerprint,
-        sources=prepared.sources,
-        seed=recipe.seed,
-    )
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    directory.update(resolved=parts.choices.as_json(), versions=machine.versions(), hardware=machine.hardware(names))
 
 
 def _open_log(session: Session, state: TrainState, stack: ExitStack) -> None:
@@ -227,12 +185,8 @@ def _finish(session: Session, state: TrainState) -> dict[str, Any]:
         if session.keeps_best and state.best_step is not None and state.best_step != state.step:
             session.load(directory.path / CHECKPOINTS / checkpoint.name_of(state.best_step))
         results = final_results(session, state)
-        session.console.note("writing the model")
-        export.export_model(session.parts.task, session.parts.module, session.recipe, directory.path / MODEL, results)
-        export.write_results(directory.path / RESULTS, results)
-        directory.finish("completed", 0, "done", steps=state.step, tokens=state.tokens)
-        write_report(directory.path)
-        session.console.note(f"model: {directory.path / MODEL}   report: {directory.path / REPORT}")
+        task, module = session.parts.task, session.parts.module
+        finish(directory, session.console, session.recipe, task, module, results, steps=state.step, tokens=state.tokens)
     if accelerator.num_processes > 1:
         accelerator.wait_for_everyone()
     return results

@@ -19,18 +19,14 @@ from llmkit.files import free_bytes
 from llmkit.models import probe
 from llmkit.models.classifier import ClassifierModule
 from llmkit.options import Options
-from llmkit.recipe import identity as identities
 from llmkit.recipe.sections import Recipe
-from llmkit.report.console import Console
-from llmkit.report.html import write_report
 from llmkit.report.text import duration
-from llmkit.signals import StopRequest
 from llmkit.tasks import build_task
 from llmkit.tasks.sequence_classification import SequenceClassificationTask
-from llmkit.train import export, hardware, machine
+from llmkit.train import hardware
 from llmkit.train.build import make_accelerator
-from llmkit.train.counting import validate
-from llmkit.train.rundir import MODEL, REPORT, RESULTS, Existing, RunDirectory
+from llmkit.train.fitted import Fitted, fit_once
+from llmkit.train.job import Job
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,48 +34,20 @@ if TYPE_CHECKING:
 TRIAL_ROWS = 64
 
 
-def execute(
-    recipe: Recipe,
-    prepared: Prepared,
-    *,
-    options: Options,
-    existing: Existing,
-    directory: RunDirectory | None,
-    stop: StopRequest,
-    console: Console,
-    recipe_yaml: str,
-) -> dict[str, Any]:
-    """Fits, exports and returns the final results. A signal ends it at once: there is nothing to save before."""
-    if directory is None:
-        raise RecipeError("a probe is fitted in one process; start one", key="model.probe")
-    task, module = _parts(recipe, prepared, options)
-    train = prepared.splits["train"]
-    if existing.found != "absent":
-        console.note("a probe is not resumed: it begins anew, and gives the same model")
-    directory.start(
-        command=options.command,
-        recipe_yaml=recipe_yaml,
-        identity=identities.identity(recipe),
-        data_fingerprint=prepared.fingerprint,
-        sources=prepared.sources,
-        seed=recipe.seed,
-    )
-    directory.update(versions=machine.versions(), hardware=machine.hardware())
-    directory.open_segment(0, {"versions": machine.versions()})
-    with console.progress("features", None, "rows") as advance:
-        inputs = all_features(task, module, train, lambda n: advance(n, f"of {train.num_rows:,}"))
-    iterations = probe.fit(module, inputs, task.labels.ids(train, "train"), seed=recipe.seed)
-    console.note(f"fitted on {inputs.shape[0]:,} rows of {inputs.shape[1]:,} features in {iterations} iterations")
-    _, settled = task.settle(module)
-    directory.update(resolved={**settled, "probe_iterations": iterations, "max_length": task.network.max_length})
-    results = validate(recipe, task, module, prepared, directory, train.num_tokens)
-    console.note("writing the model")
-    export.export_model(task, module, recipe, directory.path / MODEL, results)
-    export.write_results(directory.path / RESULTS, results)
-    directory.finish("completed", 0, "done", steps=0, tokens=train.num_tokens)
-    write_report(directory.path)
-    console.note(f"model: {directory.path / MODEL}   report: {directory.path / REPORT}")
-    return results
+def run(job: Job) -> dict[str, Any]:
+    """Fits, exports and returns the final results."""
+
+    def fit(parts: tuple[SequenceClassificationTask, ClassifierModule], directory: Path) -> Fitted:
+        (task, module), train = parts, job.prepared.splits["train"]
+        with job.console.progress("features", None, "rows") as advance:
+            inputs = all_features(task, module, train, lambda n: advance(n, f"of {train.num_rows:,}"))
+        steps = probe.fit(module, inputs, task.labels.ids(train, "train"), seed=job.recipe.seed)
+        job.console.note(f"fitted on {inputs.shape[0]:,} rows of {inputs.shape[1]:,} features in {steps} iterations")
+        _, settled = task.settle(module)
+        resolved = {**settled, "probe_iterations": steps, "max_length": task.network.max_length}
+        return Fitted(task, module, resolved, train.num_tokens, {})
+
+    return fit_once(job, "a probe", "model.probe", lambda: _parts(job.recipe, job.prepared, job.options), fit)
 
 
 def _parts(recipe: Recipe, prepared: Prepared, options: Options) -> tuple[SequenceClassificationTask, ClassifierModule]:
