@@ -144,7 +144,8 @@ def import_tokenizer(source: TokenizerSource, section: TokenizerSection, target:
         config = _plain_config(directory)
         if config is not None:
             _copy(directory, config, target)
-            return _check_ids(target)
+            _check_ids(target)
+            return
     if not source.hub:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read at import: nothing local may ask the network
     tokenizer = _load(directory, section.tokenizer_class)
