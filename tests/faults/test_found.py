@@ -38,7 +38,7 @@ def test_utf16_without_its_mark(tmp_path: Path) -> None:
 
 
 def test_a_label_that_is_a_number_beside_tokens_that_are_a_text() -> None:
-    with pytest.raises(Exception, match="labels is not a list"):
+    with pytest.raises(Exception, match="is not a list"):
         read_sentence("a b", 3)
 
 
