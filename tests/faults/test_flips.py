@@ -93,8 +93,7 @@ def test_a_rank_that_did_not_prove_finds_it_too(whole: Prepared, flip_bit: Calla
     flip_bit(path)
     split = open_prepared(whole.directory).splits["train"]
     with pytest.raises(DataError, match=rf"{path} in bytes"):
-        for i in range(len(split)):
-            split.row(i)
+        [split.row(i) for i in range(len(split))]
     with pytest.raises(DataError, match=rf"{path} in bytes"):
         split.gather(np.arange(len(split)), np.zeros(len(split), int), split.lengths())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable
@@ -51,8 +50,8 @@ def recipe(place: Path, number: int, dice: random.Random) -> None:
         loaded = load_recipe(path, overrides, command=dice.choice(("preprocess", "pretrain", "finetune", "evaluate")))
         resolved = resolve(loaded)
     except RecipeError as error:
-        assert error.file in (str(path), "--set") or error.file is None, error.file
-        str(error).encode("utf-8", "surrogateescape")
+        if error.file not in (str(path), "--set", None):
+            raise ValueError(f"an error of {error.file}") from error
         return
     path.write_text(dump(resolved), encoding="utf-8")
     assert resolve(load_recipe(path)) == resolved

@@ -117,7 +117,7 @@ def index(shard: str) -> Payload:
     def poison(place: Path, file: Path) -> None:
         torch.save({"w": Boom(file)}, place / "evil.bin")
         (place / "model.safetensors").rename(place / "kept")
-        names = {name: shard for name in ("transformer.wte.weight", "lm_head.weight")}
+        names = dict.fromkeys(("transformer.wte.weight", "lm_head.weight"), shard)
         text = json.dumps({"metadata": {"total_size": 1}, "weight_map": names})
         (place / "model.safetensors.index.json").write_text(text)
         (place / "pytorch_model.bin.index.json").write_text(text)
@@ -276,10 +276,12 @@ def test_a_hostile_model(name: str, clean_model: Path, tmp_path: Path, monkeypat
     (tmp_path / "secret").write_text(TOKEN)
     MODELS[name](tmp_path / "model", tmp_path / "fired")
     with canary(tmp_path), bounded(name):
+        told = ""
         try:
             use_model(tmp_path / "model")
         except LlmkitError as error:
-            assert TOKEN not in str(error)
+            told = str(error)
+    assert TOKEN not in told
 
 
 # --- templates --------------------------------------------------------------------------------------------------------
@@ -333,15 +335,17 @@ def test_a_hostile_template(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("CANARY_TOKEN", TOKEN)
     monkeypatch.setattr("llmkit.tasks.templates.TRIAL_SECONDS", 1)
     with canary(tmp_path):
+        told = ""
         try:
             use_template(tmp_path / "tokenizer", TEMPLATES[name])
         except ModelError as error:
-            assert TOKEN not in str(error)
+            told = str(error)
+    assert TOKEN not in told
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
-BASE = "version: 1\noutput_dir: x\ntask: {type: causal_lm}\nmodel: {config: {model_type: gpt2}}\ndata: {train: [{path: x}]}\n"
+BASE = "output_dir: x\ntask: {type: causal_lm}\nmodel: {config: {model_type: gpt2}}\ndata: {train: [{path: x}]}\n"
 LAUGHS = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10) if i else 'lol'}]" for i in range(12))
 RECIPES: dict[str, str] = {
     "object": "seed: !!python/object/apply:os.system ['touch fired']",

@@ -76,7 +76,7 @@ def test_a_token_in_a_recipe_is_refused_and_not_repeated(place: Place, key: str)
 def test_a_key_that_is_for_a_secret_is_refused(tmp_path: Path) -> None:
     for key in ("hub_token", "api_key", "password", "WANDB_API_KEY"):
         (tmp_path / "recipe.yaml").write_text(json.dumps({"model": {"config": {"model_type": "x", key: "y"}}}))
-        with pytest.raises(RecipeError, match="looks like a secret; .* environment"):
+        with pytest.raises(RecipeError, match=r"looks like a secret; .* environment"):
             load_recipe(tmp_path / "recipe.yaml")
     assert not any(
         map(names_secret, ("eos_token", "pad_token", "tokens", "tokenizer", "key", "columns", "HF_TOKEN_PATH"))
