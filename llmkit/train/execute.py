@@ -44,8 +44,6 @@ def execute(
     task.prepare(prepared.splits.get("train"), prepared.splits.get("validation"))
     kept = existing.record.get("resolved") if existing.found != "absent" else None
     parts = build(recipe, task, prepared, accelerator, kept or None)
-    if directory is not None:
-        check_space(recipe, parts, directory.checkpoints)
     identity = identities.identity(recipe)
     if existing.found != "absent":
         _check_length(recipe, existing, identity, parts)
@@ -120,7 +118,8 @@ def _open(
     recipe_yaml: str,
     parts: Parts,
 ) -> None:
-    """run.json and recipe.yaml say what is about to happen."""
+    """run.json and recipe.yaml say what is about to happen, once the disk can take it."""
+    check_space(recipe, parts, directory.checkpoints)
     directory.start(
         command=command,
         recipe_yaml=recipe_yaml,
