@@ -38,11 +38,10 @@ def run(job: Job) -> dict[str, Any]:
     try:
         with _watched(job, accelerator, phase):
             parts = _build(job, accelerator)
-            if job.directory is not None:
-                check_space(recipe, parts, job.directory.checkpoints)
             if not job.is_new:
                 _check_length(recipe, job.existing, parts)
             if job.directory is not None:
+                check_space(recipe, parts, job.directory.checkpoints)
                 job.begin([torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())])
                 job.directory.update(resolved=parts.choices.as_json())
             precision = AUTOCAST.get(parts.choices.mixed_precision, torch.float32)

@@ -85,7 +85,7 @@ def kill_at_calls(tiny: TinyRun, table: FaultTable, stride: int) -> None:
 
 
 def test_killed_at_some_calls_from_resume_to_export(tiny_run: TinyRun, fault_table: FaultTable) -> None:
-    kill_at_calls(tiny_run, fault_table, stride=29)
+    kill_at_calls(tiny_run, fault_table, stride=97)
 
 
 @pytest.mark.faults

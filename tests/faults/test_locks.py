@@ -46,11 +46,12 @@ def races(tiny: TinyRun, table: FaultTable, number: int) -> None:
     tiny.finish(run)
 
 
-def test_six_races(tiny_run: TinyRun, fault_table: FaultTable) -> None:
-    races(tiny_run, fault_table, 6)
+def test_four_races(tiny_run: TinyRun, fault_table: FaultTable) -> None:
+    races(tiny_run, fault_table, 4)
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(1800)
 def test_fifty_races(tiny_run: TinyRun, fault_table: FaultTable) -> None:
     races(tiny_run, fault_table, 50)
 

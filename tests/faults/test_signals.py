@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +16,7 @@ from llmkit.files import read_json
 from llmkit.train import checkpoint
 from tests.faults.table import FaultTable
 from tests.faults.tiny import SAVE_STEPS, STEPS, TinyRun
+from tests.faults.zygote import ROOT
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 ROW = "signal in every phase, once and twice (SIGTERM, SIGUSR1, SIGINT)"
@@ -79,12 +83,14 @@ def all_stopped(tiny: TinyRun, table: FaultTable, cases: list[tuple[str, tuple[s
     assert not failures, "\n\n".join(failures)
 
 
-def test_a_signal_in_each_phase(tiny_run: TinyRun, fault_table: FaultTable) -> None:
-    cases = [(phase, (SIGNALS[turn % 3],) * (1 + turn % 2)) for turn, phase in enumerate(PHASES)]
+def test_a_signal_in_a_sample_of_the_phases(tiny_run: TinyRun, fault_table: FaultTable) -> None:
+    sample = ("preprocessing", "warm-up", "step", "save", "evaluation", "last step", "export")
+    cases = [(phase, (SIGNALS[turn % 3],) * (1 + turn % 2)) for turn, phase in enumerate(sample)]
     all_stopped(tiny_run, fault_table, cases)
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(1800)
 def test_every_signal_in_each_phase(tiny_run: TinyRun, fault_table: FaultTable) -> None:
     cases = [(phase, (signum,) * times) for phase in PHASES for signum in SIGNALS for times in (1, 2)]
     all_stopped(tiny_run, fault_table, cases)
@@ -129,3 +135,35 @@ def test_every_signal_to_either_process(
     tiny_run: TinyRun, fault_table: FaultTable, phase: str, rank: int, signum: signal.Signals
 ) -> None:
     one_stopped(tiny_run, fault_table, phase, rank, signum)
+
+
+def stopped_at_import(tiny: TinyRun, table: FaultTable, signum: signal.Signals, seconds: float) -> None:
+    """A real start is signalled so long after it began to import torch; it ends of that, not of a library cut short."""
+    run = tiny.directory / f"import-{signum.name}-{seconds}"
+    program = [sys.executable, "-m", "llmkit", *tiny.command(run)]
+    with subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "loading torch" not in process.stderr.readline():
+            assert process.poll() is None
+        time.sleep(seconds)
+        process.send_signal(signum)
+        told = process.stderr.read()
+    early = 130 if signum == signal.SIGINT else 143
+    assert process.returncode in (early, 75), told
+    assert "Traceback" not in told
+    assert "stopped by SIG" in told
+    tiny.finish(run)
+    table.record(ROW, 1, 1)
+
+
+def test_a_signal_while_torch_is_imported(tiny_run: TinyRun, fault_table: FaultTable) -> None:
+    stopped_at_import(tiny_run, fault_table, signal.SIGUSR1, 0.7)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 1.0, 2.0, 3.0])
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_every_signal_during_imports(
+    tiny_run: TinyRun, fault_table: FaultTable, signum: signal.Signals, seconds: float
+) -> None:
+    stopped_at_import(tiny_run, fault_table, signum, seconds)
