@@ -14,6 +14,7 @@ import pytest
 
 from llmkit.files import read_json
 from llmkit.train.peers import BEAT_SECONDS
+from tests.faults.table import FaultTable
 from tests.faults.test_ranks import PLAIN
 from tests.faults.tiny import TinyRun, sha256
 from tests.faults.zygote import ROOT
@@ -40,21 +41,23 @@ def expected(tiny_run: TinyRun) -> str:
     return model_of(tiny_run, "ours", *LLMKIT, after=("--num-processes", "2"))
 
 
-def test_torchrun(tiny_run: TinyRun, expected: str) -> None:
+def test_torchrun(tiny_run: TinyRun, expected: str, fault_table: FaultTable) -> None:
     command = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2", "-m", "llmkit"]
     assert model_of(tiny_run, "torchrun", *command) == expected
+    fault_table.record("launchers with the same bytes", 1, 1)
 
 
-def test_accelerate_launch(tiny_run: TinyRun, expected: str) -> None:
+def test_accelerate_launch(tiny_run: TinyRun, expected: str, fault_table: FaultTable) -> None:
     """`--multi_gpu` is how it starts several processes on a machine; with `--cpu` it starts one, whatever is asked."""
     command = [str(BIN / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command += ["--num_cpu_threads_per_process", "1", "-m", "llmkit"]
     assert model_of(tiny_run, "accelerate", *command) == expected
+    fault_table.record("launchers with the same bytes", 1, 1)
 
 
 @pytest.mark.parametrize("launcher", ["ours", "torchrun"])
-def test_a_killed_rank_is_named_whoever_launched_it(tiny_run: TinyRun, launcher: str) -> None:
+def test_a_killed_rank_is_named_whoever_launched_it(tiny_run: TinyRun, launcher: str, fault_table: FaultTable) -> None:
     """run.json has the status where a launcher swallows it, and no process is left."""
     run = tiny_run.directory / f"killed-under-{launcher}"
     settings = (*PLAIN, "training.max_steps=100000", "evaluation.eval_steps=100000")
@@ -80,6 +83,7 @@ def test_a_killed_rank_is_named_whoever_launched_it(tiny_run: TinyRun, launcher:
     assert "rank 1 of 2" in record["exit_reason"]
     for pid in ranks.values():
         assert not Path(f"/proc/{pid}").exists()
+    fault_table.record("a rank killed under a real launcher", 1, 1)
 
 
 def ranks_under(pid: int) -> dict[int, int]:
@@ -124,8 +128,9 @@ def may_have_two_hosts() -> bool:
 
 
 @pytest.mark.skipif(not may_have_two_hosts(), reason="needs unshare, nsenter, ip, and network namespaces of our own")
-def test_two_hosts_as_network_namespaces(tiny_run: TinyRun, expected: str) -> None:
+def test_two_hosts_as_network_namespaces(tiny_run: TinyRun, expected: str, fault_table: FaultTable) -> None:
     """A process in each of two network namespaces that a pair of virtual interfaces joins; one disk."""
     script = TWO_HOSTS.format(seconds=300, log=tiny_run.directory / "second-host.log")
     prefix = ["unshare", "-rn", "bash", "-c", script, "two-hosts", *LLMKIT]
     assert model_of(tiny_run, "hosts", *prefix) == expected
+    fault_table.record("launchers with the same bytes", 1, 1)

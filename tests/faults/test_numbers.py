@@ -14,6 +14,7 @@ import pytest
 from safetensors import safe_open
 
 from llmkit.files import read_json
+from tests.faults.table import FaultTable
 from tests.faults.test_ranks import PLAIN, assert_same, launch, losses, trained
 from tests.faults.tiny import TinyRun, sha256, without_clock
 
@@ -60,7 +61,9 @@ def spiked(tiny: TinyRun, name: str, action: str, kills: int = 0) -> Path:
         pytest.param("skip", 5, marks=pytest.mark.faults),
     ],
 )
-def test_a_spike_is_acted_on_and_a_killed_run_ends_the_same(tiny_run: TinyRun, action: str, kills: int) -> None:
+def test_a_spike_is_acted_on_and_a_killed_run_ends_the_same(
+    tiny_run: TinyRun, action: str, kills: int, fault_table: FaultTable
+) -> None:
     whole = spiked(tiny_run, f"spike-{action}-{kills}", action)
     state = end_of(whole)["state"]
     told = tiny_run.log(whole).read_text()
@@ -76,6 +79,7 @@ def test_a_spike_is_acted_on_and_a_killed_run_ends_the_same(tiny_run: TinyRun, a
         assert f"step {SPIKE + 1}: loss spike" in told
     killed = spiked(tiny_run, f"spike-{action}-{kills}-killed", action, kills=kills)
     assert end_of(killed) == end_of(whole)
+    fault_table.record("a loss spike acted on, the run killed and gone on", kills, kills)
 
 
 @pytest.mark.faults
@@ -86,15 +90,16 @@ def test_a_spike_without_an_action_is_told(tiny_run: TinyRun) -> None:
 
 
 @pytest.mark.faults
-def test_two_processes_go_back_as_one_does(tiny_run: TinyRun) -> None:
+def test_two_processes_go_back_as_one_does(tiny_run: TinyRun, fault_table: FaultTable) -> None:
     action = (*LONG, "training.loss_spike_action=rollback")
     one = trained(tiny_run, "back-1", 1, *action, sabotage={0: ("spike", SPIKE)})
     two = trained(tiny_run, "back-2", 2, *action, sabotage=dict.fromkeys((0, 1), ("spike", SPIKE)))
     assert_same(two, one)
     assert end_of(two)["state"]["rollbacks"] == [SPIKE]
+    fault_table.record("a loss spike, two processes going back as one", 1, 1)
 
 
-def test_a_run_that_diverges_keeps_the_batch(tiny_run: TinyRun) -> None:
+def test_a_run_that_diverges_keeps_the_batch(tiny_run: TinyRun, fault_table: FaultTable) -> None:
     run = tiny_run.directory / "diverged"
     settings = ("training.max_nonfinite_steps=2", "data.train.0.id=lines")
     pid = tiny_run.zygote.start(tiny_run.command(run, *settings), tiny_run.log(run), sabotage=("poison", 3, 60))
@@ -112,10 +117,11 @@ def test_a_run_that_diverges_keeps_the_batch(tiny_run: TinyRun) -> None:
                 assert 1 <= origin["line"] <= len(lines)
     assert read_json(run / "run.json")["exit_code"] == 7
     assert sum("skipped" in event for event in events(run)) == 1  # the last one ended the run
+    fault_table.record("a run that diverges keeps its batch", 1, 1)
 
 
 @pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.faults), 2])
-def test_out_of_memory_halves_the_micro_batch_on_all(tiny_run: TinyRun, number: int) -> None:
+def test_out_of_memory_halves_the_micro_batch_on_all(tiny_run: TinyRun, number: int, fault_table: FaultTable) -> None:
     """On one rank alone it happens; the losses are those of a run with room enough, and a resume keeps the size."""
     settings = (*PLAIN, "training.per_device_train_batch_size=2", "training.max_steps=20")
     room = trained(tiny_run, f"room-{number}", number, *settings)
@@ -128,10 +134,12 @@ def test_out_of_memory_halves_the_micro_batch_on_all(tiny_run: TinyRun, number: 
     assert ranks.wait() == [0] * number, ranks.told()
     assert "micro-batch 1" in ranks.told()
     assert losses(short)[-1][0] == 25
+    fault_table.record("out of memory on one rank", 1, 1)
 
 
-def test_a_limit_below_what_one_sequence_takes(tiny_run: TinyRun) -> None:
+def test_a_limit_below_what_one_sequence_takes(tiny_run: TinyRun, fault_table: FaultTable) -> None:
     run = tiny_run.directory / "limit"
     pid = tiny_run.zygote.start(tiny_run.command(run, "training.max_memory=10MB"), tiny_run.log(run))
     assert tiny_run.zygote.wait(pid) == 6
     assert "out of memory with a single sequence" in tiny_run.log(run).read_text().splitlines()[-1]
+    fault_table.record("max_memory below what one sequence takes", 1, 1)

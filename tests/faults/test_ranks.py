@@ -20,6 +20,7 @@ import pytest
 
 from llmkit.files import read_json
 from llmkit.train.peers import BEAT_SECONDS
+from tests.faults.table import FaultTable
 from tests.faults.tiny import STEPS, TinyRun
 
 PLAIN = (
@@ -90,30 +91,35 @@ def alone(tiny_run: TinyRun) -> Path:
     return trained(tiny_run, "alone", 1)
 
 
-def test_two_processes_have_the_losses_of_one_and_it_goes_on_alone(tiny_run: TinyRun, alone: Path) -> None:
+def test_two_processes_have_the_losses_of_one_and_it_goes_on_alone(
+    tiny_run: TinyRun, alone: Path, fault_table: FaultTable
+) -> None:
     """It ends at 20 steps first, where the whole run validates too."""
     trained(tiny_run, "two-then-one", 2, "training.max_steps=20")
     run = trained(tiny_run, "two-then-one", 1)
     assert_same(run, alone)
     segments = read_json(run / "run.json")["segments"]
     assert [(s["first_step"], s["layout"]["num_processes"]) for s in segments] == [(0, 2), (20, 1)]
+    fault_table.record("losses of 1, 2 and 4 processes", 2, 2)
 
 
 @pytest.mark.faults
-def test_one_two_and_four_processes(tiny_run: TinyRun, alone: Path) -> None:
+def test_one_two_and_four_processes(tiny_run: TinyRun, alone: Path, fault_table: FaultTable) -> None:
     for number in (2, 4):
         assert_same(trained(tiny_run, f"of-{number}", number), alone)
+    fault_table.record("losses of 1, 2 and 4 processes", 2, 2)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("numbers", [(1, 4, 2), (4, 1, 2), (2, 4, 1)])
 def test_a_run_goes_on_with_another_number_of_processes(
-    tiny_run: TinyRun, alone: Path, numbers: tuple[int, ...]
+    tiny_run: TinyRun, alone: Path, numbers: tuple[int, ...], fault_table: FaultTable
 ) -> None:
     name = "elastic-" + "".join(map(str, numbers))
     for steps, number in zip((20, 40, STEPS), numbers, strict=True):
         run = trained(tiny_run, name, number, f"training.max_steps={steps}")
     assert_same(run, alone)
+    fault_table.record("a run that goes on with another number of processes", 2, 2)
 
 
 # --- one of them dies -------------------------------------------------------------------------------------------------
@@ -188,20 +194,28 @@ def kill_one(tiny: TinyRun, number: int, culprit: int, signum: signal.Signals) -
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_dead_or_frozen_process_ends_the_others(tiny_run: TinyRun, signum: signal.Signals) -> None:
+def test_a_dead_or_frozen_process_ends_the_others(
+    tiny_run: TinyRun, signum: signal.Signals, fault_table: FaultTable
+) -> None:
     kill_one(tiny_run, 2, 1, signum)
+    fault_table.record("a process that dies or freezes", 1, 1)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize(("number", "culprit"), [(2, 0), (4, 0), (4, 1), (4, 3)])
-def test_any_of_two_or_four(tiny_run: TinyRun, number: int, culprit: int, signum: signal.Signals) -> None:
+def test_any_of_two_or_four(
+    tiny_run: TinyRun, number: int, culprit: int, signum: signal.Signals, fault_table: FaultTable
+) -> None:
     kill_one(tiny_run, number, culprit, signum)
+    fault_table.record("a process that dies or freezes", 1, 1)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize(("number", "culprit"), [(2, 0), (2, 1), (4, 2)])
-def test_a_stalled_process_is_named_and_ends_with_the_others(tiny_run: TinyRun, number: int, culprit: int) -> None:
+def test_a_stalled_process_is_named_and_ends_with_the_others(
+    tiny_run: TinyRun, number: int, culprit: int, fault_table: FaultTable
+) -> None:
     """Its threads live, its main thread does not come to the collective in which the others wait."""
     with no_leftovers():
         ranks = running(tiny_run, f"stalled-{culprit}-of-{number}", number, sabotage={culprit: ("hang", 1)})
@@ -210,3 +224,4 @@ def test_a_stalled_process_is_named_and_ends_with_the_others(tiny_run: TinyRun, 
         assert tiny_run.zygote.wait(ranks.pids[culprit]) == 6, ranks.told()
         assert time.monotonic() - begun < TIMEOUT + 10
         finishes(ranks)
+    fault_table.record("a process that stalls", 1, 1)
