@@ -24,6 +24,7 @@ def halve(session: Session, state: TrainState) -> None:
     where a single sequence is too much."""
     if session.parts.feed.layout.micro_batch == 1:
         raise micro_batch.too_small()
+    session.settle()  # its thread writes run.json too
     size = session.parts.feed.halve()
     memory.free(session.accelerator.device)
     choices = replace(session.parts.choices, per_device_train_batch_size=size)
@@ -58,7 +59,7 @@ def roll_back(session: Session, state: TrainState) -> bool:
             f"training diverged: after going back to step {step} for the {MAX_ROLLBACKS}rd time the loss spiked again; "
             "lower training.learning_rate"
         )
-    session.settle()  # the checkpoint to go back to may still be on its way
+    session.settle()
     spiked, root = state.step, session.output_dir / CHECKPOINTS
     loaded = session.load(root / checkpoint.name_of(step))
     loaded.passed_over += spiked - step + 1
@@ -73,4 +74,5 @@ def roll_back(session: Session, state: TrainState) -> bool:
         session.log_file.cut_back(step)
         checkpoint.discard_after(root, step)
     session.save(state)
+    session.settle()  # a later one must not be what is found first
     return True
