@@ -243,6 +243,8 @@ def ours(job: Job, work: Path, encoder: Path | None, seed: int) -> dict[str, Any
 def peer(job: Job, work: Path, encoder: Path | None, seed: int) -> dict[str, Any]:
     scratch = "model" in job.recipe
     model = next(iter(sorted(work.glob("ours-*/model"))), None) if scratch else encoder
+    if model is None:
+        sys.exit("llmkit has not made its model of this job yet" if scratch else "this job needs --encoder")
     command = [sys.executable, str(HERE / "trainer.py"), job.peer, str(model), str(work / "train.jsonl")]
     command += [str(work / "test.jsonl"), "--epochs", str(job.epochs), "--batch", str(job.batch), "--lr", str(job.lr)]
     command += ["--max-length", str(job.max_length), "--seed", str(seed), *job.peer_options]

@@ -19,7 +19,7 @@ from llmkit.errors import EnvironmentFailure
 
 SMALLER = (
     "a smaller data.max_length, training.gradient_checkpointing: true, training.optim: adafactor, or a smaller model "
-    "needs less"
+    "needs less, and training.max_memory, where it is given, may be what is too small"
 )
 
 

@@ -29,9 +29,9 @@ from llmkit.manifest import hash_file, seal
 
 RUN, RECIPE, METRICS, RESULTS, REPORT = "run.json", "recipe.yaml", "metrics.jsonl", "results.json", "report.html"
 CHECKPOINTS, MODEL, EVALUATION, PREPARED, LOCK = "checkpoints", "model", "evaluation", "prepared", ".lock"
-TRACKING = "tracking"
+TRACKING, DIVERGED = "tracking", "diverged"
 
-OURS = (RECIPE, METRICS, RESULTS, REPORT, CHECKPOINTS, MODEL, EVALUATION, TRACKING)
+OURS = (RECIPE, METRICS, RESULTS, REPORT, CHECKPOINTS, MODEL, EVALUATION, TRACKING, DIVERGED)
 """What --overwrite deletes, run.json last. Prepared data stays: it depends on the data, not on the run."""
 BESIDE = (PREPARED, EVALUATION)
 """What other commands may have written before any run is here."""

@@ -12,8 +12,7 @@ from llmkit.files import dump_json, write_atomic
 from llmkit.recipe.sections import SourceSection
 from llmkit.train import tensorfile
 from llmkit.train.feed import Feed
-
-DIRECTORY = "diverged"
+from llmkit.train.rundir import DIVERGED
 
 
 def keep_batch(output_dir: Path, feed: Feed, split: Split, sources: list[SourceSection], step: int) -> Path:
@@ -34,7 +33,7 @@ def keep_batch(output_dir: Path, feed: Feed, split: Split, sources: list[SourceS
         rows = np.asarray(sample.rows, dtype=np.int64)
         origins = [{**place, "source": _name(sources, place["source"])} for place in split.origins(rows)]
         told.append({"sample": number, "rows": rows.tolist(), "origins": origins})
-    place = output_dir / DIRECTORY / f"step-{step + 1:08d}"
+    place = output_dir / DIVERGED / f"step-{step + 1:08d}"
     place.parent.mkdir(exist_ok=True)
     write_atomic(place.with_suffix(".safetensors"), b"".join(bytes(c) for c in tensorfile.chunks_of(tensors)))
     content = {"step": step + 1, "epoch": epoch + 1, "samples": told}

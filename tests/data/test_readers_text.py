@@ -181,7 +181,7 @@ def test_conll_sentences(tmp_path: Path) -> None:
     assert records(batches, "tokens") == [["EU", "rejects"], ["吴", "重"]]
     assert records(batches, "labels") == [["B-ORG", "O"], ["B-NAME", "E-NAME"]]
     assert [line for line, _ in places(batches)] == [3, 7]
-    tabs = read_all(write(tmp_path / "b.conll", "New York\tB\nis\tO\n"), TAGS)
+    tabs = read_all(write(tmp_path / "b.conll.txt", "New York\tB\nis\tO\n"), TAGS)
     assert records(tabs, "tokens") == [["New York", "is"]]
 
 

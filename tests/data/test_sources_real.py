@@ -45,7 +45,7 @@ WORDS = {"text": {"columns": [0], "join": " "}}
         ("cmrc2018/cmrc2018_dev.json", QUESTIONS, 3219, 0, {}),
         ("wnut17/wnut17train.conll", TAGS, 3394, 0, {}),
         ("wnut17/emerging.test.annotated", TAGS, 1287, 0, {"format": "conll"}),
-        ("wikigold/wikigold.conll.txt", TAGS, 1841 - 145, 0, {"format": "conll"}),
+        ("wikigold/wikigold.conll.txt", TAGS, 1841 - 145, 0, {}),
         ("resume_ner_zh/train.char.bmes", TAGS, 3821, 0, {}),
         ("scitldr/train.jsonl", TEXT, 1992, 0, {"columns": {"text": "source"}}),
         ("csl_zh/ts_dev.tsv", PAIRS, 1000, 0, {"header": False, "columns": {"source": 1, "target": 2}}),

@@ -92,6 +92,12 @@ def first_batch(task: Any, split: Split, count: int = 6) -> tuple[Any, dict[str,
     return samples, task.collate(samples, seed=0, step=0)
 
 
+def batch_of(task: Any, split: Split, row: int) -> dict[str, torch.Tensor]:
+    """One row alone, without padding."""
+    batch: dict[str, torch.Tensor] = task.collate(task.eval_plan(split).samples(0, np.array([row])), seed=0, step=0)
+    return batch
+
+
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("model", ["bert", "roberta", "modernbert", "gpt2"])
 def test_losses_are_those_of_transformers(model: str, kind: str, tmp_path: Path) -> None:
@@ -137,7 +143,7 @@ def test_every_architecture_is_the_same_in_any_batch(model: str, tmp_path: Path)
     with torch.no_grad():
         together = module.logits(batch)
         for i in range(6):
-            alone = task.collate(task.eval_plan(splits["train"]).samples(0, np.array([i])), seed=0, step=0)
+            alone = batch_of(task, splits["train"], i)
             assert torch.allclose(module.logits(alone)[0], together[i], atol=1e-5)
         task.export(module, tmp_path / "out")
         loaded = AutoModelForSequenceClassification.from_pretrained(str(tmp_path / "out"), local_files_only=True).eval()
@@ -160,7 +166,7 @@ def test_texts_and_pairs_in_one_batch(model: str, tmp_path: Path) -> None:
     with torch.no_grad():
         together = module.logits(batch)
         for i in range(6):
-            alone = task.collate(task.eval_plan(splits["train"]).samples(0, np.array([i])), seed=0, step=0)
+            alone = batch_of(task, splits["train"], i)
             inputs = {name: alone[name] for name in ("input_ids", "attention_mask")}
             assert torch.allclose(module.inner()(**inputs).logits[0], together[i], atol=1e-5)
 

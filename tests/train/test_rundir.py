@@ -127,7 +127,7 @@ def test_what_may_stand_in_a_new_directory(tmp_path: Path) -> None:
 def test_overwrite_deletes_what_llmkit_made_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with started(path) as run:
-        for name in ("checkpoints/step-00000010", "model", "evaluation", "prepared/abc", "notes"):
+        for name in ("checkpoints/step-00000010", "model", "evaluation", "diverged", "prepared/abc", "notes"):
             (path / name).mkdir(parents=True)
             (path / name / "file").write_text("x")
         for name in ("metrics.jsonl", "results.json", "report.html", "mine.txt"):

@@ -39,7 +39,8 @@ def format_by_name(name: str) -> str | None:
     path = PurePosixPath(name.lower())
     if path.suffix in COMPRESSION_SUFFIXES:
         path = path.with_suffix("")
-    return SUFFIXES.get(path.suffix)
+    found, before = SUFFIXES.get(path.suffix), SUFFIXES.get(PurePosixPath(path.stem).suffix)
+    return "conll" if (found, before) == ("txt", "conll") else found  # sets are published as name.conll.txt
 
 
 def peek(stream: ByteStream, name: str) -> tuple[bytes, str | None]:
