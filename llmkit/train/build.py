@@ -26,6 +26,7 @@ from llmkit.recipe.memory import bytes_of
 from llmkit.recipe.sections import Recipe
 from llmkit.tasks.base import Plan, Task
 from llmkit.train import hardware, memory, micro_batch, optim
+from llmkit.train.cuts import Budget
 from llmkit.train.feed import Calendar, Feed, Layout, calendar
 from llmkit.train.noise import install_noise
 from llmkit.train.schedules import Schedule, whole_steps
@@ -39,6 +40,9 @@ class Choices:
 
     mixed_precision: str
     per_device_train_batch_size: int
+    """Samples of a process's micro-batch, at most."""
+    micro_batch_tokens: int | None
+    """Padded tokens of one, at most; None: they are cut by their number alone."""
     torch_compile: bool
     max_length: int
     packing: bool
@@ -53,6 +57,18 @@ class Choices:
         """Flat, the task's choices among the others."""
         values = asdict(self)
         return {**values.pop("task"), **values}
+
+    def rows_of(self, length: int) -> int:
+        """Samples of `length` tokens that go into a micro-batch."""
+        rows = self.per_device_train_batch_size
+        return rows if self.micro_batch_tokens is None else max(min(rows, self.micro_batch_tokens // length), 1)
+
+    @property
+    def micro_batch(self) -> str:
+        """For people."""
+        if self.micro_batch_tokens is None:
+            return f"{self.per_device_train_batch_size}"
+        return f"up to {self.per_device_train_batch_size}, {self.micro_batch_tokens} tokens"
 
 
 @dataclass(frozen=True)
@@ -97,8 +113,8 @@ def autocast_of(precision: str, device: torch.device) -> Callable[[], AbstractCo
     return partial(torch.autocast, device.type, dtype=AUTOCAST[precision])
 
 
-def batch_layout(recipe: Recipe, world_size: int, max_length: int, device_type: str) -> tuple[int, int]:
-    """(global batch, samples a micro-batch of one process); RecipeError where they cannot be reconciled."""
+def batch_layout(recipe: Recipe, world_size: int) -> tuple[int, int]:
+    """(global batch, samples that a process sees at once, at most); RecipeError where they cannot be reconciled."""
     section = recipe.training
     assert section.global_batch_size is not None
     per_rank, remainder = divmod(section.global_batch_size, world_size)
@@ -106,11 +122,7 @@ def batch_layout(recipe: Recipe, world_size: int, max_length: int, device_type: 
     if remainder or (asked is not None and per_rank % asked):
         size = f"per_device_train_batch_size {asked} x {world_size} processes" if asked else f"{world_size} processes"
         raise RecipeError(f"{section.global_batch_size} is no multiple of {size}", key="training.global_batch_size")
-    if asked is not None:
-        return section.global_batch_size, asked
-    if device_type == "cuda":
-        return section.global_batch_size, per_rank  # as far as it fits: `micro_batch.choose`
-    return section.global_batch_size, hardware.choose_micro_batch(samples_per_rank=per_rank, max_length=max_length)
+    return section.global_batch_size, asked or per_rank
 
 
 def resolve_choices(
@@ -126,10 +138,15 @@ def resolve_choices(
     kept, packing = kept or {}, bool(settled.get("packing"))
     device_type, world_size = accelerator.device.type, accelerator.num_processes
     max_length = model_source.max_length(recipe)
-    global_batch, micro = batch_layout(recipe, world_size, max_length, device_type)
+    global_batch, micro = batch_layout(recipe, world_size)
+    section, micro_tokens = recipe.training, None
     if kept.get("num_processes") == world_size:
-        micro = kept["per_device_train_batch_size"]
-    section = recipe.training
+        micro, micro_tokens = kept["per_device_train_batch_size"], kept.get("micro_batch_tokens")
+    elif section.per_device_train_batch_size is None and device_type == "cpu":
+        if packing:
+            micro = hardware.choose_micro_batch(samples_per_rank=micro, max_length=max_length)
+        else:
+            micro_tokens = hardware.CPU_MICRO_BATCH_TOKENS
     days = calendar(
         plan, global_batch=global_batch, max_steps=section.max_steps, epochs=section.num_train_epochs or 1.0
     )
@@ -144,6 +161,7 @@ def resolve_choices(
                 hardware.choose_precision(recipe.distributed.mixed_precision, device_type),
             ),
             per_device_train_batch_size=micro,
+            micro_batch_tokens=micro_tokens,
             torch_compile=kept.get("torch_compile", compiled),
             max_length=max_length,
             packing=packing,
@@ -181,26 +199,30 @@ def build(
     limit, given = bytes_of(recipe.training.max_memory), recipe.training.per_device_train_batch_size is not None
     check_memory = memory.limited(limit, accelerator.device)
     if (accelerator.device.type == "cuda" or limit is not None) and not given and not kept:
+        longest = micro_batch.longest(plan)
         found = micro_batch.choose(
             module,
             task,
             plan,
-            samples_per_rank=choices.per_device_train_batch_size,
+            samples_per_rank=choices.rows_of(longest),
             seed=recipe.seed,
             accelerator=accelerator,
             autocast=autocast,
             check_memory=check_memory,
         )
-        choices = replace(choices, per_device_train_batch_size=found)
+        if choices.packing:
+            choices = replace(choices, per_device_train_batch_size=found)
+        else:
+            choices = replace(choices, micro_batch_tokens=found * longest)
     optimizers = optim.build_optimizers(module, recipe.training)
     size = choices.per_device_train_batch_size
-    fixed = (size, choices.max_length) if choices.torch_compile and choices.packing else None
     layout = Layout(
         days.global_batch,
         size,
         accelerator.process_index,
         accelerator.num_processes,
-        fixed,
+        (size, choices.max_length) if choices.torch_compile and choices.packing else None,
+        budget_of(choices, module, accelerator.device.type),
     )
     return Parts(
         task=task,
@@ -215,6 +237,18 @@ def build(
         autocast=autocast,
         check_memory=check_memory,
         num_parameters=num_parameters,
+    )
+
+
+def budget_of(choices: Choices, module: nn.Module, device_type: str) -> Budget | None:
+    """What the micro-batches are cut by, where their tokens are what limits them."""
+    if choices.micro_batch_tokens is None:
+        return None
+    recurrent = any(isinstance(part, nn.RNNBase | nn.RNNCellBase) for part in module.modules())
+    return Budget(
+        choices.micro_batch_tokens,
+        fixed=hardware.micro_batch_cost(device_type, sum(p.numel() for p in module.parameters())),
+        serial_rows=hardware.RECURRENT_ROWS if recurrent else 0,
     )
 
 

@@ -164,7 +164,7 @@ def _header(session: Session) -> dict[str, str]:
         + (", compiled (the first steps take longer)" if choices.torch_compile else ""),
         "steps": f"{choices.total_steps:,} of {parts.calendar.global_batch} sequences of up to {choices.max_length} "
         f"tokens, {'packed' if choices.packing else 'padded'}, "
-        f"micro-batch {choices.per_device_train_batch_size}{processes}",
+        f"micro-batch {choices.micro_batch}{processes}",
         **{key.replace("_", " "): _shown(value) for key, value in choices.task.items() if value},
     }
 

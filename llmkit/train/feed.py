@@ -1,8 +1,8 @@
 """A step's micro-batches as a pure function of the step, for any number of processes and micro-batch size.
 
 The samples of a step are positions [step * global_batch, ...) of a seeded epoch. Sorted by length, they are dealt to
-the ranks in turn and cut into micro-batches of similar length. Every rank gets the same number of micro-batches,
-because each backward is a collective: one that has no sample left gets a blank whose loss has the weight zero.
+the ranks in turn and cut into micro-batches of similar length, at the same places on every rank: all have the same
+number of them, of nearly the same size. A rank that has no sample left gets a blank whose loss has the weight zero.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import ceil
 
 import numpy as np
 import torch
 
 from llmkit.tasks.base import IGNORE, Batch, Plan, Sample, Task
+from llmkit.train.cuts import Budget, cut, halved
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a global batch is spread over the machine. `micro_batch` counts samples of one process."""
+    """How a global batch is spread over the machine. `micro_batch` counts samples of one process, at most."""
 
     global_batch: int
     micro_batch: int
@@ -28,6 +30,8 @@ class Layout:
     world_size: int
     fixed_shape: tuple[int, int] | None = None
     """(B, T) that every micro-batch is padded to, where a compiled module wants one shape."""
+    budget: Budget | None = None
+    """What a micro-batch may hold, where samples differ in length and nobody asked for a number of them."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +121,24 @@ class Feed:
         self.calendar = calendar(self.plan, global_batch=self.calendar.global_batch, max_steps=total, epochs=1.0)
         self._ahead, self._next = steps, None
 
-    def halve(self) -> int:
-        """Micro-batches of half the size from the next `take` on. Returns the new size. Not below 1."""
+    def halve(self, step: int) -> bool:
+        """Micro-batches of half the size from the next `take` on, of `step`, which was too large. False where it has
+        none of several samples."""
         layout = self.layout
-        assert layout.micro_batch > 1
-        size = layout.micro_batch // 2
-        shape = None if layout.fixed_shape is None else (size, layout.fixed_shape[1])
-        self.layout, self._next = replace(layout, micro_batch=size, fixed_shape=shape), None
-        return size
+        if layout.budget is None:
+            if layout.micro_batch == 1:
+                return False
+            size = layout.micro_batch // 2
+            shape = None if layout.fixed_shape is None else (size, layout.fixed_shape[1])
+            self.layout = replace(layout, micro_batch=size, fixed_shape=shape)
+        else:
+            longest = self._order(step + self._ahead)[2][:: layout.world_size]
+            tokens = halved(longest, rows=layout.micro_batch, budget=layout.budget)
+            if tokens is None:
+                return False
+            self.layout = replace(layout, budget=replace(layout.budget, tokens=tokens))
+        self._next = None
+        return True
 
     def indices(self, step: int) -> tuple[int, np.ndarray]:
         """(epoch, the indices of its samples) that the step after `step` completed ones shows, on all ranks."""
@@ -136,26 +150,31 @@ class Feed:
 
     def make(self, step: int) -> StepFeed:
         """The step's micro-batches of this rank, on its device."""
-        epoch, first, last = self.calendar.locate(step)
-        indices = np.arange(first, last)
-        lengths = self.plan.lengths(epoch, indices)
-        order = indices[np.argsort(-lengths, kind="stable")]
         layout = self.layout
+        epoch, order, lengths = self._order(step)
         mine = order[layout.rank :: layout.world_size]
-        num_micro_batches = ceil(ceil(len(order) / layout.world_size) / layout.micro_batch)
+        # the first rank's samples are the longest at every place, so what fits there fits everywhere
+        bounds = cut(lengths[:: layout.world_size], rows=layout.micro_batch, budget=layout.budget)
         samples = self.plan.samples(epoch, mine)
         made = []
         counts: dict[str, float] = dict.fromkeys(self.task.loss_weights, 0.0)
-        for number in range(num_micro_batches):
-            part = samples[number * layout.micro_batch : (number + 1) * layout.micro_batch]
+        for start, stop in pairwise(bounds):
+            part = samples[start:stop]
             weight = 1.0 if part else 0.0
             batch = self._collate(part or self.plan.samples(epoch, order[:1]), step)
             if part:
                 for name, count in self.task.counts(batch).items():
                     counts[name] += count
             made.append(MicroBatch({k: v.to(self.device, non_blocking=True) for k, v in batch.items()}, weight))
-        tokens = int(self.plan.lengths(epoch, mine).sum()) if len(mine) else 0
-        return StepFeed(made, counts, tokens, epoch)
+        return StepFeed(made, counts, int(lengths[layout.rank :: layout.world_size].sum()), epoch)
+
+    def _order(self, step: int) -> tuple[int, np.ndarray, np.ndarray]:
+        """(epoch, the step's samples of all ranks from the longest on, their lengths)."""
+        epoch, first, last = self.calendar.locate(step)
+        indices = np.arange(first, last)
+        lengths = self.plan.lengths(epoch, indices)
+        order = np.argsort(-lengths, kind="stable")
+        return epoch, indices[order], lengths[order]
 
     def _collate(self, samples: Sequence[Sample], step: int) -> Batch:
         if self.layout.fixed_shape is None:

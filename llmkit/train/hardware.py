@@ -21,6 +21,11 @@ _NEVER = 2**31 - 1
 
 CPU_MICRO_BATCH_TOKENS = 4096
 """Beyond this a larger micro-batch is no faster on a CPU: its matrices fill the caches and both cores."""
+MICRO_BATCH_COST = {"cpu": (64, 1e9), "accelerator": (1024, 2.5e12)}
+"""What a micro-batch costs beside its tokens: as many tokens (small matrices, adding up its gradients), and as many
+floating-point operations (calls and launches: 5 ms). Measured on a CPU, reckoned for the others."""
+RECURRENT_ROWS = 64
+"""What a time step of a recurrent network costs beside its rows, in rows."""
 COMPILE_PAYS_AFTER = {"cpu": 2e13, "cuda": 5e16}
 """Floating-point operations of a run (a core's share on a CPU) from which compiling costs less than it saves: five to
 ten minutes of training."""
@@ -83,7 +88,13 @@ def choose_compile(asked: bool | str | None, *, operations: float, packed: bool,
     return compiler is not None and operations > COMPILE_PAYS_AFTER["cpu"] * torch.get_num_threads()
 
 
+def micro_batch_cost(device_type: str, num_parameters: int) -> int:
+    """Tokens that would take as long as what a micro-batch costs beside its own."""
+    tokens, operations = MICRO_BATCH_COST["cpu" if device_type == "cpu" else "accelerator"]
+    return int(tokens + operations / (6.0 * num_parameters))
+
+
 def choose_micro_batch(*, samples_per_rank: int, max_length: int) -> int:
-    """Samples of a process's micro-batch on a CPU, where memory is not what limits it."""
+    """Samples of a process's micro-batch on a CPU, where memory is not what limits it and all have one length."""
     limit = max(CPU_MICRO_BATCH_TOKENS // max_length, 1)
     return max(size for size in range(1, samples_per_rank + 1) if samples_per_rank % size == 0 and size <= limit)

@@ -23,6 +23,11 @@ OPTIMIZER_COPIES = 2
 """What an optimiser keeps, in copies of the trained parameters: AdamW's two moments, the most of ours."""
 
 
+def longest(plan: Plan) -> int:
+    """Tokens of the first epoch's longest sample."""
+    return max(int(plan.lengths(0, np.arange(plan.num_samples(0))).max()), 1)
+
+
 def longest_batch(task: Task, plan: Plan, size: int, *, seed: int, device: torch.device) -> Batch:
     """The batch of the first epoch's `size` longest samples."""
     indices = np.arange(plan.num_samples(0))

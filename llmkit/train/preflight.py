@@ -128,12 +128,14 @@ def as_text(report: dict[str, Any], data: list[str], run: list[str], sample_rows
 
 def run_lines(run: dict[str, Any]) -> list[str]:
     """The run's part of the report for people."""
+    limit = run["micro_batch_tokens"]
+    tokens = "" if limit is None else f", {limit:,} tokens at most,"
     about = "" if run["total_steps_are_exact"] else " in the sample; the whole data has more"
     return [
         f"  parameters         {run['parameters']:,}, {run['trainable_parameters']:,} of them trained",
         f"  steps              {run['total_steps']:,}{about}, {run['global_batch_size']} sequences of up to "
         f"{run['max_length']} tokens each",
-        f"  micro-batch        {run['per_device_train_batch_size']} x {run['num_processes']} processes",
+        f"  micro-batch        {run['per_device_train_batch_size']}{tokens} x {run['num_processes']} processes",
         f"  packing            {'documents isolated, as the probe shows' if run['packing'] else 'off: padded'}",
         f"  precision          {'float32' if run['mixed_precision'] == 'no' else run['mixed_precision']}, "
         f"{'compiled' if run['torch_compile'] else 'not compiled'}, on {run['device']}",

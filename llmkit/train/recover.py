@@ -22,15 +22,19 @@ if TYPE_CHECKING:
 def halve(session: Session, state: TrainState) -> None:
     """Out of memory on some rank: all go on with half the micro-batch, and the run keeps it. Raises EnvironmentFailure
     where a single sequence is too much."""
-    if session.parts.feed.layout.micro_batch == 1:
+    if not session.parts.feed.halve(state.step):
         raise micro_batch.too_small()
     session.settle()  # its thread writes run.json too
-    size = session.parts.feed.halve()
     memory.free(session.accelerator.device)
-    choices = replace(session.parts.choices, per_device_train_batch_size=size)
+    layout = session.parts.feed.layout
+    tokens = None if layout.budget is None else layout.budget.tokens
+    choices = replace(session.parts.choices, per_device_train_batch_size=layout.micro_batch, micro_batch_tokens=tokens)
     session.parts = replace(session.parts, choices=choices)
     if session.directory is not None:
-        session.warn(f"step {state.step + 1}: out of memory; from here micro-batches of {size}, the same global batch")
+        session.warn(
+            f"step {state.step + 1}: out of memory; from here micro-batches of {choices.micro_batch}, the same global "
+            "batch"
+        )
         session.directory.update(resolved=choices.as_json())
     session.open_segment(state.step)
 

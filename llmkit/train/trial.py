@@ -11,12 +11,12 @@ from llmkit.data.shards import Split
 from llmkit.evaluate.split import evaluate_split
 from llmkit.recipe.sections import Recipe
 from llmkit.train.build import Parts
-from llmkit.train.micro_batch import backward, longest_batch
+from llmkit.train.micro_batch import backward, longest, longest_batch
 
 
 def longest_step(recipe: Recipe, parts: Parts, accelerator: Accelerator) -> float:
     """Seconds of a whole step as estimated from its longest micro-batch, which is trained on twice."""
-    micro = parts.choices.per_device_train_batch_size
+    micro = parts.choices.rows_of(longest(parts.plan))
     batch = longest_batch(parts.task, parts.plan, micro, seed=recipe.seed, device=accelerator.device)
     parts.module.train()
     seconds = 0.0

@@ -13,21 +13,21 @@ def recipe(**training):
 
 def test_layout_follows_the_recipe_where_it_says_so():
     asked = recipe(global_batch_size=12, per_device_train_batch_size=3)
-    assert batch_layout(asked, 2, 256, "cpu") == (12, 3)
-    assert batch_layout(recipe(global_batch_size=32), 1, 256, "cpu") == (32, 16)
-    assert batch_layout(recipe(global_batch_size=32), 4, 256, "cpu") == (32, 8)
+    assert batch_layout(asked, 2) == (12, 3)
+    assert batch_layout(recipe(global_batch_size=32), 1) == (32, 32)
+    assert batch_layout(recipe(global_batch_size=32), 4) == (32, 8)
 
 
 @pytest.mark.parametrize(("training", "world"), [({"global_batch_size": 9}, 2), ({"global_batch_size": 8}, 3)])
 def test_a_batch_that_does_not_divide_is_refused(training, world):
     with pytest.raises(RecipeError, match="no multiple of") as caught:
-        batch_layout(recipe(**training), world, 256, "cpu")
+        batch_layout(recipe(**training), world)
     assert caught.value.key == "training.global_batch_size"
 
 
 def test_a_batch_that_its_micro_batch_does_not_divide_is_refused():
     with pytest.raises(RecipeError, match="per_device_train_batch_size 3 x 2 processes"):
-        batch_layout(recipe(global_batch_size=8, per_device_train_batch_size=3), 2, 256, "cpu")
+        batch_layout(recipe(global_batch_size=8, per_device_train_batch_size=3), 2)
 
 
 class Tied(nn.Module):

@@ -1,18 +1,21 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
+from llmkit.train.cuts import Budget
 from llmkit.train.feed import Calendar, Feed, Layout, calendar
 from tests.train.toy import ToyPlan, ToyTask
 
 
-def rows_of(world_size, micro_batch, step, global_batch=8):
+def rows_of(world_size, micro_batch, step, global_batch=8, budget=None):
     """Multiset of the token rows that all ranks show in a step, and their counts."""
     plan, task = ToyPlan(), ToyTask()
     days = calendar(plan, global_batch=global_batch, max_steps=12, epochs=1)
     seen, counts, micro, tokens = [], {}, set(), 0
     for rank in range(world_size):
-        layout = Layout(global_batch, micro_batch, rank, world_size)
+        layout = Layout(global_batch, micro_batch, rank, world_size, budget=budget)
         feed = Feed(task, plan, days, layout, seed=0, device=torch.device("cpu")).make(step)
         micro.add(len(feed.micro_batches))
         tokens += feed.tokens
@@ -65,9 +68,25 @@ def test_half_the_micro_batch_from_the_next_step_on():
     days = calendar(ToyPlan(), global_batch=8, max_steps=12, epochs=1)
     feed = Feed(ToyTask(), ToyPlan(), days, Layout(8, 4, 0, 1, (4, 12)), seed=0, device=torch.device("cpu"))
     assert len(feed.take(0).micro_batches) == 2
-    assert feed.halve() == 2
+    assert feed.halve(0)
     made = feed.take(1)
     assert [tuple(micro.batch["input_ids"].shape) for micro in made.micro_batches] == [(2, 12)] * 4
+    assert feed.halve(1) and not feed.halve(1)  # of one sample each
+
+
+def test_half_the_tokens_of_the_largest_micro_batch():
+    days = calendar(ToyPlan(), global_batch=8, max_steps=12, epochs=1)
+    layout = Layout(8, 8, 0, 1, budget=Budget(4096, fixed=100))
+    feed = Feed(ToyTask(), ToyPlan(), days, layout, seed=0, device=torch.device("cpu"))
+    sizes = []
+    while True:
+        micro_batches = feed.take(0).micro_batches
+        sizes.append(max(micro.batch["input_ids"].numel() for micro in micro_batches))
+        if not feed.halve(0):
+            break
+    assert sizes[0] == 8 * max(ToyPlan().lengths(0, np.arange(8)))  # one micro-batch holds all
+    assert all(after <= before // 2 or after <= 10 for before, after in pairwise(sizes))
+    assert len(micro_batches) == 8
 
 
 @pytest.mark.parametrize("step", [0, 3, 4, 9])
@@ -76,7 +95,17 @@ def test_every_layout_shows_the_same_rows(step):
     for world_size, micro_batch in [(1, 1), (2, 2), (4, 2), (8, 1), (2, 4)]:
         seen, counts, micro, tokens = rows_of(world_size, micro_batch, step)
         assert (seen, counts, tokens) == (reference[0], reference[1], reference[3])
-        assert len(micro) == 1  # each backward is a collective
+        assert len(micro) == 1  # a sharded model's backward is a collective
+
+
+@pytest.mark.parametrize("step", [0, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("budget", [Budget(20), Budget(30, fixed=5), Budget(1), Budget(25, serial_rows=4)])
+def test_a_budget_of_tokens_shows_the_same_rows(step, world_size, budget):
+    seen, counts, micro, tokens = rows_of(world_size, 8, step, budget=budget)
+    reference = rows_of(1, 8, step)
+    assert (seen, counts, tokens) == (reference[0], reference[1], reference[3])
+    assert len(micro) == 1
 
 
 def test_the_last_batch_of_an_epoch_is_short_and_kept():

@@ -15,6 +15,12 @@ def test_micro_batch_divides_and_keeps_to_the_token_budget(samples, length, expe
     assert micro == expected and samples % micro == 0
 
 
+def test_a_micro_batch_of_a_small_model_costs_more_tokens():
+    small, large = (hardware.micro_batch_cost("cpu", size) for size in (500_000, 10**9))
+    assert 2 * large < small and large == hardware.MICRO_BATCH_COST["cpu"][0]
+    assert hardware.micro_batch_cost("cuda", 10**8) == hardware.micro_batch_cost("mps", 10**8) > 1024
+
+
 def test_precision_on_a_cpu_is_float32_unless_asked():
     assert hardware.choose_precision("auto", "cpu") == "no"
     assert hardware.choose_precision(None, "cpu") == "no"

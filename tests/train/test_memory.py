@@ -31,7 +31,12 @@ def test_a_step_that_does_not_fit_is_made_again_with_half_the_micro_batch(error)
     plain, state, _ = make_run(TRAINING, micro_batch=8)
     fit(plain, state)
     Small.error, halved = error, []
-    run, state, _ = make_run(TRAINING, micro_batch=8, halve=lambda state: halved.append((state.step, run.feed.halve())))
+
+    def halve(state):
+        assert run.feed.halve(state.step)
+        halved.append((state.step, run.feed.layout.micro_batch))
+
+    run, state, _ = make_run(TRAINING, micro_batch=8, halve=halve)
     run.module.__class__ = Small
     fit(run, state)
     assert halved == [(0, 4), (0, 2)]
