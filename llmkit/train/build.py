@@ -63,6 +63,12 @@ class Choices:
         rows = self.per_device_train_batch_size
         return rows if self.micro_batch_tokens is None else max(min(rows, self.micro_batch_tokens // length), 1)
 
+    def with_rows(self, rows: int, length: int) -> Choices:
+        """The choices where as many samples of `length` tokens, the longest, fit into memory and no more."""
+        if self.packing:
+            return replace(self, per_device_train_batch_size=rows)
+        return replace(self, micro_batch_tokens=rows * length)
+
     @property
     def micro_batch(self) -> str:
         """For people."""
@@ -210,20 +216,9 @@ def build(
             autocast=autocast,
             check_memory=check_memory,
         )
-        if choices.packing:
-            choices = replace(choices, per_device_train_batch_size=found)
-        else:
-            choices = replace(choices, micro_batch_tokens=found * longest)
+        choices = choices.with_rows(found, longest)
     optimizers = optim.build_optimizers(module, recipe.training)
-    size = choices.per_device_train_batch_size
-    layout = Layout(
-        days.global_batch,
-        size,
-        accelerator.process_index,
-        accelerator.num_processes,
-        (size, choices.max_length) if choices.torch_compile and choices.packing else None,
-        budget_of(choices, module, accelerator.device.type),
-    )
+    layout = layout_of(choices, days, module, accelerator)
     return Parts(
         task=task,
         module=module,
@@ -237,6 +232,19 @@ def build(
         autocast=autocast,
         check_memory=check_memory,
         num_parameters=num_parameters,
+    )
+
+
+def layout_of(choices: Choices, days: Calendar, module: nn.Module, accelerator: Accelerator) -> Layout:
+    """How this process takes its part of a global batch."""
+    size = choices.per_device_train_batch_size
+    return Layout(
+        days.global_batch,
+        size,
+        accelerator.process_index,
+        accelerator.num_processes,
+        (size, choices.max_length) if choices.torch_compile and choices.packing else None,
+        budget_of(choices, module, accelerator.device.type),
     )
 
 
