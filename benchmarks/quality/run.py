@@ -42,6 +42,7 @@ class Job:
     peer_options: tuple[str, ...] = ()
     generation: dict[str, Any] = field(default_factory=dict)
     baselines: tuple[str, ...] = ()
+    warmup: float = 0.03
 
 
 def _tsv(path: Path, text: int, label: int, header: bool) -> Rows:
@@ -221,7 +222,7 @@ def ours(job: Job, work: Path, encoder: Path | None, seed: int) -> dict[str, Any
             "global_batch_size": job.batch,
             "learning_rate": job.lr,
             "lr_scheduler_type": "linear",
-            "warmup_ratio": 0.03,
+            "warmup_ratio": job.warmup,
             "weight_decay": 0.0,
             "adam_beta2": 0.999,
             "torch_compile": False,
@@ -247,7 +248,8 @@ def peer(job: Job, work: Path, encoder: Path | None, seed: int) -> dict[str, Any
         sys.exit("llmkit has not made its model of this job yet" if scratch else "this job needs --encoder")
     command = [sys.executable, str(HERE / "trainer.py"), job.peer, str(model), str(work / "train.jsonl")]
     command += [str(work / "test.jsonl"), "--epochs", str(job.epochs), "--batch", str(job.batch), "--lr", str(job.lr)]
-    command += ["--max-length", str(job.max_length), "--seed", str(seed), *job.peer_options]
+    command += ["--max-length", str(job.max_length), "--warmup", str(job.warmup), "--seed", str(seed)]
+    command += job.peer_options
     found: dict[str, Any] = json.loads(_run([*command, "--scratch"] if scratch else command).splitlines()[-1])
     return found
 

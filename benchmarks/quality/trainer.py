@@ -4,7 +4,7 @@ usage: trainer.py TASK MODEL TRAIN.jsonl TEST.jsonl [--scratch] [--seed 42] ...
 
 TASK: classification {text, label}, tagging {tokens, labels}, questions {context, question, answers} or seq2seq {source,
 target: [one or several]}. MODEL is a directory: its weights, or with --scratch only its configuration and tokenizer.
-AdamW in float32, linear schedule with 3% warm-up. Prints one JSON line: the metrics, the seconds of training.
+AdamW in float32, linear schedule after a warm-up. Prints one JSON line: the metrics, the seconds of training.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def train(options: argparse.Namespace, model: Any, rows: Rows, collator: Any) ->
         per_device_train_batch_size=options.batch,
         per_device_eval_batch_size=64,
         learning_rate=options.lr,
-        warmup_steps=0.03,
+        warmup_steps=options.warmup,
         lr_scheduler_type="linear",
         weight_decay=0.0,
         seed=options.seed,
@@ -215,6 +215,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--warmup", type=float, default=0.03, help="share of the steps")
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--stride", type=int, default=128)
     parser.add_argument("--answer-length", type=int, default=30)
