@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["load_model", "locate", "max_length", "model_limit", "quiet", "read_config"]
 
+SPECIAL = ("bos", "eos", "pad", "cls", "sep", "mask", "decoder_start", "forced_eos")
+"""Whose ids are the tokenizer's, whatever the config would make of them."""
 _DROPOUT = re.compile(r"^(?!classifier|summary|final_dropout|layer).*(dropout|pdrop)(_prob|_rate|_ratio)?$")
 """Config keys of dropout inside a language model; not those of classification heads, nor of whole layers."""
 
@@ -211,7 +213,7 @@ def _new_config(
             near = difflib.get_close_matches(key, sorted(known), 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise RecipeError(f"{model_type} has no such key{hint}", key=f"model.config.{key}")
-    ids = (f"{name}_token_id" for name in ("bos", "eos", "pad", "cls", "sep", "mask"))
+    ids = (f"{name}_token_id" for name in SPECIAL)
     follows = {"vocab_size", *ids} & set(given)
     if follows:
         raise RecipeError("follows the tokenizer; leave it out", key=f"model.config.{sorted(follows)[0]}")
@@ -222,6 +224,8 @@ def _new_config(
     if head.auto_class == "AutoModelForSeq2SeqLM" or config_class().is_encoder_decoder:
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else pad
         own["decoder_start_token_id"] = start if start is not None else tokenizer.eos_token_id
+    if "forced_eos_token_id" in known:  # BART's own, 2, is any token of another tokenizer: a text cut short ended in it
+        own["forced_eos_token_id"] = None
     positions = next((key for key in POSITION_KEYS if key in known), None)
     own |= {key: value for key, value in _framing_ids(tokenizer).items() if key in known}
     if positions is not None and not any(key in given for key in POSITION_KEYS):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llmkit.errors import ModelError, RecipeError
-from llmkit.models.heads import CAUSAL_LM
+from llmkit.models.heads import CAUSAL_LM, SEQ2SEQ_LM
 from llmkit.models.load import load_model, locate, model_limit
 from llmkit.models.load import max_length as recipe_max_length
 from llmkit.models.peft import add_adapter, merged, save_adapter, target_modules, weights_sha256
@@ -72,6 +72,8 @@ def test_from_config_follows_the_tokenizer_and_the_seed(kind, tokenizer):
         ({"model_type": "lama"}, "model.config.model_type", "did you mean llama?"),
         ({"n_layer": 2}, "model.config.model_type", "missing"),
         ({"model_type": "gpt2", "vocab_size": 5}, "model.config.vocab_size", "follows the tokenizer"),
+        ({"model_type": "bart", "forced_eos_token_id": 2}, "model.config.forced_eos_token_id", "follows the tokenizer"),
+        ({"model_type": "bart", "decoder_start_token_id": 0}, "model.config.decoder_start_token_id", "the tokenizer"),
         ({"model_type": "gpt2", "n_embd": 30, "n_head": 4}, "model.config", "gpt2"),
         ({"model_type": "gpt2", "n_layer": "two"}, "model.config", "n_layer"),
     ],
@@ -82,6 +84,18 @@ def test_a_wrong_config_is_told_by_key(config, key, words, tokenizer):
     assert caught.value.key == key
     assert words in caught.value.message
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("kind", ["bart", "mbart"])
+def test_no_id_of_another_tokenizer_is_left(kind, tokenizer):
+    """BART's config forces id 2 at the end of a text that is cut short: any token here."""
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    model_section = ModelSection(config={"model_type": kind, **sizes, **heads})
+    model = load_model(model_section, tokenizer, seed=1, max_length=48, head=SEQ2SEQ_LM)
+    for settings in (model.config.to_dict(), model.generation_config.to_dict()):
+        ids = {value for key, value in settings.items() if key.endswith("_token_id") and value is not None}
+        assert ids <= set(tokenizer.all_special_ids)
 
 
 @pytest.mark.parametrize(
