@@ -24,6 +24,7 @@ from llmkit.recipe.sections import Recipe, SourceSection
 from llmkit.tasks import complete_tokenizer, encoder_for, role_spec
 from tests.fakes import byte_tokenizer
 from tests.faults.fuzzing import as_json, bounded, mutate, mutate_json
+from tests.faults.table import FaultTable
 
 TEXT = [{"text": "The first text of all."}, {"text": "第二个 文本。\nIt has lines."}, {"text": "third"}]
 CHAT = [
@@ -337,5 +338,6 @@ def test_a_sample(ram: Path, name: str, task: str, processors: Any) -> None:
 
 @pytest.mark.faults
 @pytest.mark.parametrize(("name", "task"), CASES)
-def test_in_full(ram: Path, name: str, task: str, processors: Any) -> None:
-    fuzz(name, task, 1700, ram, processors)
+def test_in_full(ram: Path, name: str, task: str, processors: Any, fault_table: FaultTable) -> None:
+    tries = sum(fuzz(name, task, 1700, ram, processors).values())
+    fault_table.record("fuzzed data: read, or refused by an error of ours", tries, tries)

@@ -28,6 +28,7 @@ from llmkit.train import checkpoint, metricslog, tensorfile
 from llmkit.train.rundir import inspect
 from tests.fakes import byte_tokenizer, tiny_model
 from tests.faults.fuzzing import TOKENS, as_json, bounded, mutate, mutate_json
+from tests.faults.table import FaultTable
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 
@@ -237,5 +238,9 @@ def test_a_sample(ram: Path, name: str) -> None:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", TARGETS)
-def test_in_full(ram: Path, name: str) -> None:
-    fuzz(name, TARGETS[name][2], ram)
+def test_in_full(ram: Path, name: str, fault_table: FaultTable) -> None:
+    tries = TARGETS[name][2]
+    fuzz(name, tries, ram)
+    fault_table.record(
+        "fuzzed recipes, metrics, checkpoints, models: taken, or refused by an error of ours", tries, tries
+    )
