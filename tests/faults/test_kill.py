@@ -89,7 +89,7 @@ def test_killed_at_some_calls_from_resume_to_export(tiny_run: TinyRun, fault_tab
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(5400)
 def test_killed_at_every_call_from_resume_to_export(tiny_run: TinyRun, fault_table: FaultTable) -> None:
     kill_at_calls(tiny_run, fault_table, stride=1)
 
