@@ -141,7 +141,8 @@ DESCRIPTIONS: dict[str, str] = {
     "training.torch_compile": "auto: when the run is long enough to pay for it and a compiler is there.",
     "distributed": "Several processes, and precision.",
     "distributed.strategy": "How processes share the model.",
-    "distributed.mixed_precision": "auto: bf16 where the machine is fast at it.",
+    "distributed.mixed_precision": "auto: bf16 on a GPU that has it, and to train 10M parameters or "
+    "more on a CPU that multiplies it.",
     "distributed.ddp_timeout": "Seconds that processes wait for one that is late; at most 90 for one that "
     "gives no sign of life.",
     "checkpoint": "When the run's state is saved, and how many are kept.",

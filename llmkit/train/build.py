@@ -131,12 +131,16 @@ def batch_layout(recipe: Recipe, world_size: int) -> tuple[int, int]:
     return section.global_batch_size, asked or per_rank
 
 
+def parameters_of(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
 def resolve_choices(
     recipe: Recipe,
     plan: Plan,
     *,
     settled: dict[str, Any],
-    num_parameters: int,
+    module: nn.Module,
     accelerator: Accelerator,
     kept: dict[str, Any] | None,
 ) -> tuple[Choices, Calendar]:
@@ -158,13 +162,13 @@ def resolve_choices(
     )
     tokens = float(days.total_steps) * global_batch * max_length
     compiled = hardware.choose_compile(
-        section.torch_compile, operations=6.0 * num_parameters * tokens, packed=packing, device_type=device_type
+        section.torch_compile, operations=6.0 * parameters_of(module) * tokens, packed=packing, device_type=device_type
     )
     return (
         Choices(
             mixed_precision=kept.get(
                 "mixed_precision",
-                hardware.choose_precision(recipe.distributed.mixed_precision, device_type),
+                hardware.choose_precision(recipe.distributed.mixed_precision, device_type, module),
             ),
             per_device_train_batch_size=micro,
             micro_batch_tokens=micro_tokens,
@@ -192,12 +196,11 @@ def build(
     if recipe.training.neftune_noise_alpha:
         install_noise(module, recipe.training.neftune_noise_alpha)
     plan = task.train_plan(prepared.splits["train"], recipe.seed)
-    num_parameters = sum(p.numel() for p in module.parameters())
     choices, days = resolve_choices(
         recipe,
         plan,
         settled=automatic,
-        num_parameters=num_parameters,
+        module=module,
         accelerator=accelerator,
         kept=kept,
     )
@@ -231,7 +234,7 @@ def build(
         choices=choices,
         autocast=autocast,
         check_memory=check_memory,
-        num_parameters=num_parameters,
+        num_parameters=parameters_of(module),
     )
 
 
@@ -252,11 +255,10 @@ def budget_of(choices: Choices, module: nn.Module, device_type: str) -> Budget |
     """What the micro-batches are cut by, where their tokens are what limits them."""
     if choices.micro_batch_tokens is None:
         return None
-    recurrent = any(isinstance(part, nn.RNNBase | nn.RNNCellBase) for part in module.modules())
     return Budget(
         choices.micro_batch_tokens,
-        fixed=hardware.micro_batch_cost(device_type, sum(p.numel() for p in module.parameters())),
-        serial_rows=hardware.RECURRENT_ROWS if recurrent else 0,
+        fixed=hardware.micro_batch_cost(device_type, parameters_of(module)),
+        serial_rows=hardware.RECURRENT_ROWS if hardware.is_recurrent(module) else 0,
     )
 
 
