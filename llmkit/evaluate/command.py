@@ -158,8 +158,9 @@ def _score(
 
     from llmkit.evaluate.split import predict_split
     from llmkit.train.build import autocast_of, make_accelerator
-    from llmkit.train.hardware import choose_precision
+    from llmkit.train.hardware import choose_precision, keep_freed_memory
 
+    keep_freed_memory()
     accelerator = make_accelerator([], recipe.output_dir, recipe.distributed.ddp_timeout)
     try:
         task = _task(recipe, options, prepared, place)

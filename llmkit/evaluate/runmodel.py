@@ -102,8 +102,9 @@ def open_model(place: Path | str, recipe: Recipe, options: Options, directory: P
     from llmkit.data.tokenizer import load_tokenizer
     from llmkit.models.load import load_model, max_length
     from llmkit.train.build import AUTOCAST
-    from llmkit.train.hardware import choose_precision
+    from llmkit.train.hardware import choose_precision, keep_freed_memory
 
+    keep_freed_memory()
     section = model_section(recipe, place)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = choose_precision(recipe.distributed.mixed_precision, device)

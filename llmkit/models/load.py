@@ -93,6 +93,8 @@ def load_model(
     """
     import torch
 
+    from llmkit.models.fused import fuse_activations
+
     trust = check_remote_code(section, allowed=allow_remote_code)
     dtype = dtype or torch.float32
     model: Any
@@ -114,6 +116,7 @@ def load_model(
         if len(tokenizer) > num_rows:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=section.name_or_path is not None)
             setattr(model, ADDED_ROWS, range(num_rows, len(tokenizer)))
+    fuse_activations(model)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = True
     if gradient_checkpointing:

@@ -27,10 +27,11 @@ from llmkit.models.seq2seq import decoder_start
 from llmkit.models.soft_prompt import prompt_inputs
 from llmkit.models.wrapping import base_of, prompt_length
 from llmkit.recipe.sections import GenerationSection
+from llmkit.writing.cache import roomy_cache
 from llmkit.writing.sampling import row_uniforms, sampling_processors
 from llmkit.writing.stopping import FinishReason, StopStrings, find_ending
 
-CPU_BATCH_SIZE, DEVICE_BATCH_SIZE = 16, 64
+CPU_BATCH_SIZE, DEVICE_BATCH_SIZE = 32, 64
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ class TransformersEngine:
             ids[line, place] = torch.tensor(prompt.ids)
             mask[line, place] = 1
         model: Any = self.model
-        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        inputs: dict[str, Any] = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
         if prompt_length(model) and self.start_id is None:
             model, inputs = base_of(model), prompt_inputs(model, **inputs)
             width = inputs["input_ids"].shape[1]
@@ -218,6 +219,8 @@ class TransformersEngine:
         stops = StoppingCriteriaList()
         if section.stop_strings:
             stops.append(StopStrings(self.tokenizer, section.stop_strings, begun))
+        if not native and (cache := roomy_cache(model, width + allowance)) is not None:
+            inputs["past_key_values"] = cache
         output = model.generate(
             **inputs,
             generation_config=self._config(allowance),

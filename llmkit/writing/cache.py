@@ -1,0 +1,68 @@
+"""A key-value cache with room for what is coming: a step writes its own keys in place.
+
+transformers' default cache grows by `torch.cat`, which copies every key and value of the prompt at every token: half of
+a decoding step on a CPU. Its static cache does not, and attends to the whole room at every step instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+
+class RoomyLayer(DynamicLayer):
+    """`keys` and `values` (B, H, T, D) are the written part of tensors with `room` places along T; where they outgrow
+    it, or something else was put in their place (reordered beams), they are laid into new ones."""
+
+    def __init__(self, room: int):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.room = room
+        self.stores: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        length = self.get_seq_length()
+        assert self.keys is not None and self.values is not None
+        keys = self._appended(self.stores[0], self.keys, key_states, length)
+        values = self._appended(self.stores[1], self.values, value_states, length)
+        self.stores = keys, values
+        end = length + key_states.shape[-2]
+        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
+        return self.keys, self.values
+
+    def _appended(
+        self, store: torch.Tensor | None, written: torch.Tensor, new: torch.Tensor, length: int
+    ) -> torch.Tensor:
+        """The store with `new` behind the `length` places that are written."""
+        end = length + new.shape[-2]
+        shape = (*new.shape[:-2], max(end, self.room), new.shape[-1])
+        current = (
+            store is not None
+            and store.shape == shape
+            and (length == 0 or (written.data_ptr() == store.data_ptr() and written.stride() == store.stride()))
+        )
+        if store is None or not current:
+            store = new.new_empty(shape)
+            if length:
+                store[..., :length, :] = written
+        store[..., length:end, :] = new
+        return store
+
+
+def roomy_cache(model: PreTrainedModel, room: int) -> DynamicCache | None:
+    """transformers' own cache of a decoder-only `model` for `room` positions, its plainly growing layers replaced. None
+    where the model keeps something else."""
+    growing: Any = model._supports_default_dynamic_cache
+    if model.config.is_encoder_decoder or not growing():
+        return None
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    if not cache.layers:
+        return None
+    cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
