@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from llmkit.data.examples import IGNORE
+from llmkit.models.bounds import BOUNDS, document_bounds
 from llmkit.models.wrapping import base_of, prompt_length
 
 SPARSE_BELOW = 0.9
@@ -33,6 +34,8 @@ class CausalLMModule(nn.Module):
         self.model = model
         self.label_smoothing = label_smoothing
         self.prompt_length = prompt_length(model)
+        self.varlen = False
+        """Set by `models.varlen`: packed documents are told apart by their bounds, without a mask."""
         self.split_head = probe_split_head(self) if split_head is None else split_head
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -54,7 +57,7 @@ class CausalLMModule(nn.Module):
 
     def hidden(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """(B, T, H) what the head reads."""
-        hidden: torch.Tensor = self.inner().base_model(**_inputs(batch))[0]
+        hidden: torch.Tensor = self.inner().base_model(**self._inputs(batch))[0]
         return hidden
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -64,8 +67,22 @@ class CausalLMModule(nn.Module):
     def logits(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """(B, T, V) by the model's own forward; positions of a tuned prompt, before the text, are cut off."""
         model = self.model if self.prompt_length else self.inner()
-        logits: torch.Tensor = model(**_inputs(batch)).logits
+        logits: torch.Tensor = model(**self._inputs(batch)).logits
         return logits[:, self.prompt_length :]
+
+    def _inputs(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """No attention mask: padding stands on the right, where nothing supervised sees it, and transformers isolates
+        packed documents by their positions only without a mask and with `use_cache=False`."""
+        inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
+        if "position_ids" in batch:
+            inputs["position_ids"] = batch["position_ids"]
+        if self.varlen and "position_ids" in batch:
+            length = batch["input_ids"].shape[1]
+            bounds = batch[BOUNDS] if BOUNDS in batch else document_bounds(batch["position_ids"])
+            # of four dimensions, so that transformers hands it on as it is instead of making one; nothing reads it
+            inputs["attention_mask"] = bounds.new_ones((1, 1, 1, 1), dtype=torch.bool)
+            inputs |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": length, "max_length_k": length}
+        return inputs
 
     @torch.no_grad()
     def score(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,15 +107,6 @@ class CausalLMModule(nn.Module):
         if len(keep):
             losses[keep], hits[keep] = torch.cat(nll).double(), torch.cat(correct)
         return losses.view_as(labels), hits.view_as(labels)
-
-
-def _inputs(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """No attention mask: padding stands on the right, where nothing supervised sees it, and transformers isolates
-    packed documents by their positions only without a mask and with `use_cache=False`."""
-    inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
-    if "position_ids" in batch:
-        inputs["position_ids"] = batch["position_ids"]
-    return inputs
 
 
 def _upcast(logits: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,8 @@ from torch import nn
 from llmkit.data.prepare import Prepared
 from llmkit.errors import CheckpointError, EnvironmentFailure, RecipeError
 from llmkit.models import source as model_source
+from llmkit.models.lm import CausalLMModule
+from llmkit.models.varlen import install_varlen
 from llmkit.recipe.memory import bytes_of
 from llmkit.recipe.sections import Recipe
 from llmkit.tasks.base import Plan, Task
@@ -50,6 +52,8 @@ class Choices:
     warmup_steps: int
     num_processes: int
     num_threads: int
+    attention: str | None = None
+    """The kernel that training calls; `llmkit_varlen` is models.varlen. None: not transformers' choice to make."""
     task: dict[str, Any] = field(default_factory=dict)
     """What the task settled (problem type, labels), beside `packing`."""
 
@@ -205,6 +209,7 @@ def build(
         kept=kept,
     )
     autocast = autocast_of(choices.mixed_precision, accelerator.device)
+    choices = replace(choices, attention=attention_of(module, choices, autocast))
     limit, given = bytes_of(recipe.training.max_memory), recipe.training.per_device_train_batch_size is not None
     check_memory = memory.limited(limit, accelerator.device)
     if (accelerator.device.type == "cuda" or limit is not None) and not given and not kept:
@@ -238,6 +243,18 @@ def build(
     )
 
 
+def attention_of(
+    module: nn.Module, choices: Choices, autocast: Callable[[], AbstractContextManager[Any]]
+) -> str | None:
+    """The model's attention kernel, after packed documents were given the fastest that computes the same."""
+    if not isinstance(module, CausalLMModule):
+        return None
+    if choices.packing and choices.mixed_precision in AUTOCAST:
+        install_varlen(module, autocast)
+    kernel: str | None = getattr(module.inner().config, "_attn_implementation", None)
+    return kernel
+
+
 def layout_of(choices: Choices, days: Calendar, module: nn.Module, accelerator: Accelerator) -> Layout:
     """How this process takes its part of a global batch."""
     size = choices.per_device_train_batch_size
@@ -248,6 +265,7 @@ def layout_of(choices: Choices, days: Calendar, module: nn.Module, accelerator: 
         accelerator.num_processes,
         (size, choices.max_length) if choices.torch_compile and choices.packing else None,
         budget_of(choices, module, accelerator.device.type),
+        getattr(module, "varlen", False),
     )
 
 

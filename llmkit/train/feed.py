@@ -16,6 +16,7 @@ from math import ceil
 import numpy as np
 import torch
 
+from llmkit.models.bounds import with_bounds
 from llmkit.tasks.base import IGNORE, Batch, Plan, Sample, Task
 from llmkit.train.cuts import Budget, cut, halved
 
@@ -32,6 +33,8 @@ class Layout:
     """(B, T) that every micro-batch is padded to, where a compiled module wants one shape."""
     budget: Budget | None = None
     """What a micro-batch may hold, where samples differ in length and nobody asked for a number of them."""
+    bounds: bool = False
+    """Batches of packed documents name where they begin."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +168,15 @@ class Feed:
             if part:
                 for name, count in self.task.counts(batch).items():
                     counts[name] += count
-            made.append(MicroBatch({k: v.to(self.device, non_blocking=True) for k, v in batch.items()}, weight))
+            made.append(MicroBatch(self._on_device(batch), weight))
         return StepFeed(made, counts, int(lengths[layout.rank :: layout.world_size].sum()), epoch)
+
+    def _on_device(self, batch: Batch) -> Batch:
+        if self.layout.bounds:
+            batch = with_bounds(batch)
+        if self.device.type == "cuda":  # only pinned memory is copied while the device computes
+            batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
     def _order(self, step: int) -> tuple[int, np.ndarray, np.ndarray]:
         """(epoch, the step's samples of all ranks from the longest on, their lengths)."""

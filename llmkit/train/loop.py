@@ -189,11 +189,12 @@ def train_step(run: Run, state: TrainState, feed: StepFeed, learning_rate: float
         if not memory.is_shortage(error):
             raise
         sums = None
-    values = _reduce_step(run, sums)
-    if values is None:
+    reduced = _reduce_step(run, sums)
+    if reduced is None:
         _forget_gradients(run)
         return None
-    grad_norm = _clip(run, scale)
+    # read together: the device is waited for once a step
+    *values, grad_norm = torch.cat([reduced, _clip(run, scale).to(reduced).view(1)]).tolist()
     loss = sum(run.loss_weights[k] * value / counts[k] for k, value in zip(names, values, strict=True) if counts[k])
     finite = math.isfinite(grad_norm) and all(map(math.isfinite, values))
     spike = finite and spikes.is_spike(state.recent_losses, loss)
@@ -245,20 +246,21 @@ def _reduce_plans(run: Run, state: TrainState, feed: StepFeed) -> tuple[dict[str
     return counts, int(local[-3]), local[-2] > 0, local[-1] > 0
 
 
-def _reduce_step(run: Run, sums: torch.Tensor | None) -> list[float] | None:
-    """Loss sums over all ranks, whose gradients are then summed too. None where any of them has none: no memory."""
+def _reduce_step(run: Run, sums: torch.Tensor | None) -> torch.Tensor | None:
+    """(losses,) sums over all ranks, whose gradients are then summed too. None where any rank has none: no memory."""
     if run.accelerator.num_processes == 1:
-        return None if sums is None else sums.tolist()
+        return sums
     parameters = [p for optimizer in run.optimizers for group in optimizer.param_groups for p in group["params"]]
     size = len(run.loss_weights)
     local = torch.zeros(size) if sums is None else sums.cpu()
     told = [*local.tolist(), float(sums is None), *(float(p.grad is not None) for p in parameters)]
     tensor = torch.tensor(told, dtype=torch.float64, device=run.accelerator.device)
-    told = run.accelerator.reduce(tensor, "sum").tolist()
+    reduced: torch.Tensor = run.accelerator.reduce(tensor, "sum")
+    told = reduced.tolist()
     if told[size] > 0:
         return None
     gradients.sum_over_ranks(parameters, [count > 0 for count in told[size + 1 :]])
-    return list(told[:size])
+    return reduced[:size]
 
 
 def _forget_gradients(run: Run) -> None:
@@ -266,16 +268,16 @@ def _forget_gradients(run: Run) -> None:
         optimizer.zero_grad(set_to_none=True)
 
 
-def _clip(run: Run, scale: float) -> float:
-    """Unscales, clips, and returns the norm before clipping."""
+def _clip(run: Run, scale: float) -> torch.Tensor:
+    """Unscales, clips, and returns the norm before clipping, (). Where that is not finite the step is skipped."""
     groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
     given = [p.grad for group in groups for p in group["params"] if p.grad is not None]
     if scale != 1.0:
         torch._foreach_mul_(given, 1.0 / scale)
     norm = torch.nn.utils.get_total_norm(given)
-    if run.max_grad_norm is not None and torch.isfinite(norm):
+    if run.max_grad_norm is not None:
         torch._foreach_mul_(given, torch.clamp(run.max_grad_norm / (norm + 1e-6), max=1.0))
-    return float(norm)
+    return norm
 
 
 def _account_nonfinite(run: Run, state: TrainState, skipped: bool) -> None:

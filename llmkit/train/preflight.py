@@ -138,7 +138,8 @@ def run_lines(run: dict[str, Any]) -> list[str]:
         f"  micro-batch        {run['per_device_train_batch_size']}{tokens} x {run['num_processes']} processes",
         f"  packing            {'documents isolated, as the probe shows' if run['packing'] else 'off: padded'}",
         f"  precision          {'float32' if run['mixed_precision'] == 'no' else run['mixed_precision']}, "
-        f"{'compiled' if run['torch_compile'] else 'not compiled'}, on {run['device']}",
+        f"{'compiled' if run['torch_compile'] else 'not compiled'}, on {run['device']}"
+        f"{'' if run['attention'] is None else ', attention by ' + run['attention']}",
         f"  longest step       {run['step_seconds']:.2f} s; all steps at most {duration(run['estimated_seconds'])}",
         f"  peak memory        {run['peak_memory_bytes'] / 1e9:.2f} GB",
         f"  checkpoint         {run['checkpoint_bytes'] / 1e6:.1f} MB in {run['save_seconds']:.2f} s, "
