@@ -94,6 +94,7 @@ def load_model(
     import torch
 
     from llmkit.models.fused import fuse_activations
+    from llmkit.models.linear import fast_linears
 
     trust = check_remote_code(section, allowed=allow_remote_code)
     dtype = dtype or torch.float32
@@ -117,6 +118,7 @@ def load_model(
             model.resize_token_embeddings(len(tokenizer), mean_resizing=section.name_or_path is not None)
             setattr(model, ADDED_ROWS, range(num_rows, len(tokenizer)))
     fuse_activations(model)
+    fast_linears(model)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = True
     if gradient_checkpointing:

@@ -1,0 +1,89 @@
+"""oneDNN's products, against torch's own and against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
+
+from llmkit.models.linear import FastConv1D, FastLinear, fast_linears, is_faster, product
+
+needs_it = pytest.mark.skipif(not is_faster(), reason="a CPU without AVX-512, or a torch without oneDNN")
+
+
+@needs_it
+@pytest.mark.parametrize("rows", [(1,), (7,), (2, 33), (600,)])
+@pytest.mark.parametrize(("inner", "outer", "bias"), [(5, 3, True), (384, 1152, True), (64, 1000, False)])
+def test_it_is_as_near_to_the_truth_as_torch(rows: tuple[int, ...], inner: int, outer: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    x, linear = torch.randn(*rows, inner), nn.Linear(inner, outer, bias=bias)
+    truth = nn.functional.linear(x.double(), linear.weight.double(), linear.bias.double() if bias else None)
+    with torch.inference_mode():
+        fast, plain = FastLinear(linear)(x), linear(x)
+    assert fast.shape == plain.shape and fast.is_contiguous()
+    assert (fast - truth).abs().max() <= 2 * (plain - truth).abs().max() + 1e-6
+
+
+@needs_it
+def test_strides_of_input_and_weight_do_not_matter() -> None:
+    torch.manual_seed(0)
+    conv, x = Conv1D(12, 8), torch.randn(5, 8, 3).transpose(1, 2)
+    with torch.inference_mode():
+        torch.testing.assert_close(FastConv1D(conv)(x), x @ conv.weight + conv.bias)
+        torch.testing.assert_close(product(x[:, 1:], conv.weight.t(), None), x[:, 1:] @ conv.weight)
+
+
+def test_training_keeps_torchs_kernels_to_the_bit() -> None:
+    torch.manual_seed(0)
+    plain = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=97)).eval()
+    fast = GPT2LMHeadModel(plain.config).eval()
+    fast.load_state_dict(plain.state_dict())
+    fast_linears(fast)
+    ids = torch.randint(97, (2, 16))
+    for model in (plain, fast):
+        model(input_ids=ids, labels=ids).loss.backward()
+    for one, other in zip(plain.parameters(), fast.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None
+        assert torch.equal(one.grad, other.grad)
+
+
+@needs_it
+def test_parameters_keep_names_ties_and_values() -> None:
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=32, vocab_size=97)).eval()
+    names, ids = [name for name, _ in model.named_parameters()], torch.arange(12).reshape(2, 6)
+    state = list(model.state_dict())
+    with torch.inference_mode():
+        before = model(ids).logits
+        fast_linears(model)
+        after = model(ids).logits
+    assert isinstance(model.lm_head, FastLinear) and isinstance(model.transformer.h[0].mlp.c_fc, FastConv1D)
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert [name for name, _ in model.named_parameters()] == names and list(model.state_dict()) == state
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
+
+
+@needs_it
+def test_an_encoder_scores_the_same() -> None:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    model = BertModel(BertConfig(vocab_size=97, **shape)).eval()
+    ids = torch.arange(24).reshape(2, 12)
+    with torch.inference_mode():
+        before = model(ids).last_hidden_state
+        fast_linears(model)
+        torch.testing.assert_close(model(ids).last_hidden_state, before, rtol=1e-5, atol=1e-5)
+
+
+@needs_it
+def test_where_it_must_not_be_used() -> None:
+    x, weight = torch.randn(2, 4), torch.randn(3, 4)
+    assert product(x, weight, None) is None  # a gradient may be wanted
+    with torch.inference_mode():
+        assert product(x.double(), weight.double(), None) is None
+        assert product(x[:0], weight, None) is None
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert product(x, weight, None) is None
+            assert FastLinear(nn.Linear(4, 3))(x).dtype == torch.bfloat16
+        assert product(x, weight, None) is not None
