@@ -145,9 +145,7 @@ def test_exported_networks_load_with_transformers_and_go_on(directory, tmp_path)
         update={"model": chosen.model.model_copy(update={"name_or_path": str(tmp_path / "model"), "config": None})}
     )
     reread = build_task(again, directory, trained=True).build_model().eval()
-    with torch.no_grad():
-        assert torch.equal(reread.generator.inner()(ids).logits, module.generator.inner()(ids).logits)
+    assert torch.equal(reread.generator.inner()(ids).logits, module.generator.inner()(ids).logits)
     task = again.task.model_copy(update={"generator": {"name_or_path": str(tmp_path / "model" / "generator")}})
     named = build_task(again.model_copy(update={"task": task}), directory).build_model().eval()
-    with torch.no_grad():
-        assert torch.equal(named.generator.inner()(ids).logits, module.generator.inner()(ids).logits)
+    assert torch.equal(named.generator.inner()(ids).logits, module.generator.inner()(ids).logits)
