@@ -1,83 +1,54 @@
-"""Training speed, ours and a peer's in turn (A B A B ...): tokens/s over steady steps, the ratio pair by pair.
+"""Pretraining: GPT-2 of 6 layers, width 384, context 256, batch 16, vocabulary 16,000, on the standard library.
 
-    python benchmarks/pretrain.py [--peer peer_pretrain.py] [--pairs 5] [--compile true|false|auto]
-
-The peer is a script that prints one JSON line with `tokens_per_second`, for a GPT-2 of 6 layers, width 384, context
-256, batch 16 and a vocabulary of 16,000. Ours is `llmkit pretrain` on the standard library's sources, whole: what is
-read is metrics.jsonl, after the first steps.
+Ours is `llmkit pretrain` as it chooses by itself, compiled; the peer is transformers' Trainer in float32, in bf16 and
+compiled. Rates are of the steady steps, memory is of the process tree. `share_of_*` is 6 x parameters x tokens/s over
+the matrix rate measured in the same round, in float32 and in the precision that ran.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
-import subprocess
-import sys
-import tempfile
+from functools import partial
 from pathlib import Path
 
-RECIPE = """
-version: 1
-output_dir: {out}
-task: {{type: causal_lm}}
-model:
-  config: {{model_type: gpt2, n_layer: 6, n_embd: 384, n_head: 6, n_positions: 256}}
-  dropout: 0.0
-tokenizer: {{train: {{algorithm: bpe, vocab_size: 16000}}}}
-data: {{train: [{{path: "builtin:python-stdlib"}}], max_length: 256, prepared_dir: {prepared}}}
-training: {{max_steps: {steps}, global_batch_size: 16, per_device_train_batch_size: 16, torch_compile: {compiled}}}
-checkpoint: {{save_minutes: null}}
-logging: {{logging_steps: 1}}
-"""
-WARM_STEPS = 4
+from benchmarks.common import Figures, Side, Target, llmkit, main, peer
+from benchmarks.corpus import write_stdlib
+from benchmarks.runs import GPT2, NO_DROPOUT, language_model, num_parameters, prepared_tokenizer, train, write_recipe
+
+PEERS = {"trainer": (), "trainer_bf16": ("--bf16",), "trainer_compile": ("--compile",),
+         "trainer_bf16_compile": ("--bf16", "--compile")}  # fmt: skip
+TARGETS = [
+    *(Target("tokens_per_second", over=name, at_least=1.45) for name in PEERS),
+    *(Target("peak_memory_bytes", over=name) for name in PEERS),
+    Target("share_of_float32_rate"),
+    Target("share_of_own_rate"),
+]
 
 
-def ours(place: Path, number: int, steps: int, compiled: str) -> dict[str, float]:
-    out = place / f"run-{number}"
-    recipe = place / f"recipe-{number}.yaml"
-    recipe.write_text(RECIPE.format(out=out, prepared=place / "prepared", steps=steps, compiled=compiled))
-    subprocess.run([sys.executable, "-m", "llmkit", "pretrain", str(recipe)], check=True, capture_output=True)
-    events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    train = [e for e in events if e["split"] == "train"][WARM_STEPS:]
-    return {
-        "tokens_per_second": statistics.median(e["tokens_per_second"] for e in train),
-        "share_of_matrix_rate": statistics.median(e["mfu"] for e in train),
-    }
+def ours(place: Path, options: argparse.Namespace) -> Figures:
+    rates = peer("matrix_rate")
+    recipe = language_model(place, "ours", options.vocabulary, options.steps)
+    figures = train("pretrain", place, recipe)
+    used = 6 * num_parameters(place / "ours/model") * figures["tokens_per_second"]
+    own = rates["bfloat16" if figures["bf16"] else "float32"]
+    return {**figures, "share_of_float32_rate": used / rates["float32"], "share_of_own_rate": used / own}
 
 
-def peer(script: str) -> float:
-    out = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True).stdout
-    return float(json.loads(out.strip().splitlines()[-1])["tokens_per_second"])
+def prepare(place: Path, options: argparse.Namespace) -> dict[str, Side]:
+    jsonl = write_stdlib(place / "stdlib.jsonl")
+    llmkit("preprocess", write_recipe(place / "data.yaml", language_model(place, "data", options.vocabulary)))
+    train("pretrain", place, language_model(place, "warm", options.vocabulary, 5))  # fills the compiler's cache
+    known = (jsonl, prepared_tokenizer(place), json.dumps({**GPT2, **NO_DROPOUT}), "--steps", options.steps)
+    sides: dict[str, Side] = {"llmkit": partial(ours, place, options)}
+    return sides | {name: partial(peer, "pretrain", *known, *PEERS[name]) for name in options.peers}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", help="null: our own figure alone")
-    parser.add_argument("--pairs", type=int, default=5)
+def add_options(parser: argparse.ArgumentParser, vocabulary: int = 16_000) -> None:
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--compile", default="true")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        ours(Path(scratch), -1, WARM_STEPS + 1, given.compile)  # prepares the data, fills the caches
-        pairs = []
-        for number in range(given.pairs):
-            mine = ours(Path(scratch), number, given.steps, given.compile)
-            if given.peer:
-                theirs = peer(given.peer)
-                mine |= {"peer": theirs, "ratio": mine["tokens_per_second"] / theirs}
-            pairs.append(mine)
-            print(json.dumps(pairs[-1]), file=sys.stderr, flush=True)
-    summary = {
-        "benchmark": "pretrain",
-        **{f"median_{key}": statistics.median(pair[key] for pair in pairs) for key in pairs[0]},
-        "machine": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "pairs": pairs,
-    }
-    print(json.dumps(summary))
+    parser.add_argument("--vocabulary", type=int, default=vocabulary)
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=["trainer", "trainer_bf16_compile"])
 
 
 if __name__ == "__main__":
-    main()
+    main("pretrain", str(__doc__), prepare, TARGETS, add_options)

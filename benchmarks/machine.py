@@ -1,0 +1,86 @@
+"""The machine under a benchmark: what it is, which versions run on it, and how much memory a process tree holds."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "trl", "gigatoken")
+
+
+def machine() -> dict[str, Any]:
+    """CPU model, cores this process may use, memory in bytes."""
+    cpu = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = models[0] if models else cpu
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": cpu, "cores": cores, "memory_bytes": psutil.virtual_memory().total, "system": platform.platform()}
+
+
+def versions(checkout: Path) -> dict[str, str]:
+    """Python, the packages that matter here and are installed, and llmkit's commit where git knows it."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=checkout, capture_output=True, text=True
+        )
+    except OSError:
+        return found
+    return found | {"llmkit": described.stdout.strip()} if described.returncode == 0 else found
+
+
+class PeakMemory:
+    """The most resident memory that a process and its children held together, looked at every tenth of a second.
+
+    A sum of resident sets: pages that processes share count once for each, so that it is never told too low.
+    """
+
+    INTERVAL = 0.1
+
+    def __init__(self, pid: int):
+        self.peak_bytes = 0
+        self._pid = pid
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self.INTERVAL):
+            self.peak_bytes = max(self.peak_bytes, self._resident())
+
+    def _resident(self) -> int:
+        total = 0
+        try:
+            root = psutil.Process(self._pid)
+            members = [root, *root.children(recursive=True)]
+        except psutil.Error:
+            return 0
+        for member in members:
+            try:
+                total += member.memory_info().rss
+            except psutil.Error:
+                continue
+        return total
