@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 ENCODER := .venv/.encoder
+TRL := .venv/.trl
 RUNS := runs/quickstart
 PYTEST_WORKERS ?= 2
 
@@ -52,8 +53,20 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+# trl is a peer of the benchmarks and nothing else; what it depends on is there
+$(TRL): $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps trl -c constraints.txt
+	touch $(TRL)
+
+# Speed and memory beside the peers, in turn: benchmarks/README.md. JOBS picks some, DATA is a directory of public sets
+BENCHMARKS := pretrain pretrain_large_vocabulary sft classification preprocess tokenizer generate evaluate start \
+	checkpoint growth
+ROUNDS ?= 5
+bench: $(ENCODER) $(TRL)
+	@for job in $(or $(JOBS),$(BENCHMARKS)); do \
+		echo "== $$job"; \
+		$(BIN)/python -m benchmarks.$$job --rounds $(ROUNDS) $(if $(DATA),--data "$(DATA)") || exit 1; \
+	done
 
 # What each task learns beside transformers' Trainer, on public sets in DATA: hours. JOBS picks some of them
 bench-quality: $(ENCODER)

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.common import Figures, Side, Target, llmkit, main
 from benchmarks.corpus import write_stdlib
-from benchmarks.runs import WARM_STEPS, language_model, step_seconds, train, write_recipe
+from benchmarks.runs import WARM_STEPS, afresh, language_model, step_seconds, train, write_recipe
 
 TARGETS = [
     Target("mean_over_median", over="no_saves", at_most=1.02),
@@ -39,7 +39,7 @@ def prepare(place: Path, options: argparse.Namespace) -> dict[str, Side]:
         recipe["checkpoint"]["save_steps"] = every
         sides[name] = partial(run, place, recipe)
     llmkit("preprocess", write_recipe(place / "data.yaml", recipe))
-    train("pretrain", place, language_model(place, "warm", steps=2, global_batch_size=options.batch))
+    afresh("pretrain", place, language_model(place, "warm", steps=2, global_batch_size=options.batch))
     return sides
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.common import Figures, Side, Target, llmkit, main, peer
 from benchmarks.corpus import stdlib_texts, write_jsonl, write_stdlib
-from benchmarks.runs import GPT2, language_model, train, write_recipe
+from benchmarks.runs import GPT2, afresh, language_model, write_recipe
 
 NEW, SHORTEST, LONGEST = 64, 16, 512
 TARGETS = [
@@ -71,7 +71,7 @@ def prepare(place: Path, options: argparse.Namespace) -> dict[str, Side]:
     recipe = language_model(place, "model", steps=options.steps, torch_compile=False)
     recipe["model"]["config"] = {**GPT2, "n_positions": LONGEST + 2 * NEW}
     recipe["generation"] = {"max_new_tokens": NEW}
-    train("pretrain", place, recipe)
+    afresh("pretrain", place, recipe)
     path, model = write_recipe(place / "generate.yaml", recipe), place / "model/model"
     prompts = write_prompts(place / "prompts.jsonl", model, options.prompts)
     mine = place / "ours.jsonl"

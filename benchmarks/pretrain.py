@@ -14,7 +14,16 @@ from pathlib import Path
 
 from benchmarks.common import Figures, Side, Target, llmkit, main, peer
 from benchmarks.corpus import write_stdlib
-from benchmarks.runs import GPT2, NO_DROPOUT, language_model, num_parameters, prepared_tokenizer, train, write_recipe
+from benchmarks.runs import (
+    GPT2,
+    NO_DROPOUT,
+    afresh,
+    language_model,
+    num_parameters,
+    prepared_tokenizer,
+    train,
+    write_recipe,
+)
 
 PEERS = {"trainer": (), "trainer_bf16": ("--bf16",), "trainer_compile": ("--compile",),
          "trainer_bf16_compile": ("--bf16", "--compile")}  # fmt: skip
@@ -38,7 +47,7 @@ def ours(place: Path, options: argparse.Namespace) -> Figures:
 def prepare(place: Path, options: argparse.Namespace) -> dict[str, Side]:
     jsonl = write_stdlib(place / "stdlib.jsonl")
     llmkit("preprocess", write_recipe(place / "data.yaml", language_model(place, "data", options.vocabulary)))
-    train("pretrain", place, language_model(place, "warm", options.vocabulary, 5))  # fills the compiler's cache
+    afresh("pretrain", place, language_model(place, "warm", options.vocabulary, 2))  # fills the compiler's cache
     known = (jsonl, prepared_tokenizer(place), json.dumps({**GPT2, **NO_DROPOUT}), "--steps", options.steps)
     sides: dict[str, Side] = {"llmkit": partial(ours, place, options)}
     return sides | {name: partial(peer, "pretrain", *known, *PEERS[name]) for name in options.peers}

@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from benchmarks.common import Figures, llmkit
+from benchmarks.common import Done, Figures, llmkit
 
 CONTEXT, BATCH = 256, 16
 GPT2 = {"model_type": "gpt2", "n_layer": 6, "n_embd": 384, "n_head": 6, "n_positions": CONTEXT}
@@ -46,20 +46,30 @@ def language_model(
     }
 
 
+def afresh(command: str, place: Path, recipe: dict[str, Any]) -> Done:
+    """Runs `pretrain` or `finetune` from the beginning, whatever is in its output directory."""
+    name = Path(recipe["output_dir"]).name
+    return llmkit(command, write_recipe(place / f"{name}.yaml", recipe), "--overwrite")
+
+
 def train(command: str, place: Path, recipe: dict[str, Any]) -> Figures:
-    """Runs `pretrain` or `finetune` afresh; the figures of its steady steps and of the whole process."""
+    """`afresh`; the figures of the run's steady steps and of the whole process."""
+    done = afresh(command, place, recipe)
     out = Path(recipe["output_dir"])
-    done = llmkit(command, write_recipe(place / f"{out.name}.yaml", recipe), "--overwrite")
-    run = json.loads((out / "run.json").read_text())
-    figures = training_figures(out)
-    bf16 = run["resolved"]["mixed_precision"] == "bf16"
-    return {**figures, "bf16": bf16, "process_seconds": done.seconds, "peak_memory_bytes": done.peak_memory_bytes}
+    bf16 = json.loads((out / "run.json").read_text())["resolved"]["mixed_precision"] == "bf16"
+    process = {"process_seconds": done.seconds, "peak_memory_bytes": done.peak_memory_bytes}
+    return {**training_figures(out), "bf16": bf16, **process}
+
+
+def train_lines(out: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that tell of training steps."""
+    events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [event for event in events if event["split"] == "train"]
 
 
 def step_seconds(out: Path) -> list[float]:
     """Seconds of each step of a run that logs every step, the wait for a save that followed the one before with it."""
-    events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    lines = [event for event in events if event["split"] == "train"]
+    lines = train_lines(out)
     before = [0, *(line["tokens"] for line in lines)]
     return [
         (line["tokens"] - tokens) / line["tokens_per_second"] + line.get("save_stall_seconds", 0.0)
@@ -69,8 +79,7 @@ def step_seconds(out: Path) -> list[float]:
 
 def training_figures(out: Path) -> Figures:
     """Tokens a second, from the steady steps' tokens over their time, and the median step's seconds."""
-    events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    lines = [event for event in events if event["split"] == "train"]
+    lines = train_lines(out)
     seconds = step_seconds(out)[WARM_STEPS:]
     tokens = lines[-1]["tokens"] - lines[WARM_STEPS - 1]["tokens"]
     return {

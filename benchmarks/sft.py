@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.common import Side, Target, llmkit, main, peer
 from benchmarks.corpus import alpaca, write_jsonl
-from benchmarks.runs import prepared_tokenizer, train, write_recipe
+from benchmarks.runs import afresh, prepared_tokenizer, train, write_recipe
 
 LENGTH, WINDOWS = 512, 8
 LLAMA = {
@@ -54,7 +54,7 @@ def prepare(place: Path, options: argparse.Namespace) -> dict[str, Side]:
         "logging": {"logging_steps": 1},
     }
     llmkit("preprocess", write_recipe(place / "data.yaml", recipe))
-    train("finetune", place, recipe)  # fills the compiler's cache
+    afresh("finetune", place, recipe)  # fills the compiler's cache
     known = (rows, prepared_tokenizer(place), json.dumps(LLAMA), "--max-length", LENGTH, "--steps", options.steps)
     sides: dict[str, Side] = {"llmkit": partial(train, "finetune", place, recipe)}
     return sides | {name: partial(peer, "sft", *known, *more) for name, more in PEERS.items()}

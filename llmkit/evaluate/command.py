@@ -6,6 +6,7 @@ The result says what it was made of: hashes of weights, tokenizer and data, prec
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -177,8 +178,10 @@ def _score(
                 batch_size=section.per_device_eval_batch_size,
                 max_samples=section.max_samples,
             )
+            started = time.perf_counter()
             predictions = predict(scored.split, progress=_advancing(advance))
             evaluated = task.finalize(predictions, scored.split, bootstrap=True)
+            console.note(f"{len(evaluated.items):,} items scored in {time.perf_counter() - started:.2f} s")
             suites = {}
             if section.interpolate is not None:
                 tune = prepared.splits.get("validation") if scored.name == "test" else None
