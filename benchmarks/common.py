@@ -146,11 +146,9 @@ def summarize(rounds: list[dict[str, Figures]], targets: list[Target]) -> dict[s
     for target in targets:
         values = target.values(rounds)
         if values:
-            found = {"side": target.side, "figure": target.figure, "over": target.over, **spread(values)}
-            median = found["median"]
-            told.append(
-                {**found, "rounds": values, "target": target.wanted() or None, "met": target.met(float(median))}
-            )
+            found: dict[str, Any] = {"side": target.side, "figure": target.figure, "over": target.over}
+            found |= {**spread(values), "rounds": values, "target": target.wanted() or None}
+            told.append({**found, "met": target.met(found["median"])})
     return {"figures": figures, "targets": told}
 
 

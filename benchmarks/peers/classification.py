@@ -59,7 +59,7 @@ def main() -> None:
         trainer = transformers.Trainer(
             model,
             arguments,
-            train_dataset=train,  # type: ignore[arg-type]
+            train_dataset=train,
             data_collator=DataCollatorWithPadding(tokenizer),
             callbacks=[clock],
             compute_metrics=accuracy,

@@ -27,7 +27,7 @@ def train(options: argparse.Namespace) -> dict[str, float]:
     seen: list[int] = []
     clock = Clock()
 
-    class Counting(SFTTrainer):  # type: ignore[misc, valid-type]
+    class Counting(SFTTrainer):  # type: ignore[misc]
         """Notes the real tokens of each micro-batch."""
 
         def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
