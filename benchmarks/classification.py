@@ -1,7 +1,8 @@
 """Fine-tuning a pretrained encoder of 22M parameters on SST-2 (--data): samples a second, and accuracy on dev.
 
 Ours is `llmkit finetune` as it chooses by itself; the peer is transformers' Trainer with the same rows, batch, learning
-rate and schedule, in float32 (its default) and in bf16. One pass over the rows; the first steps are left out.
+rate and schedule, in float32 (its default) and in bf16. One pass over the rows; rates leave out the first steps,
+`training_seconds` leaves out nothing.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from typing import Any
 
 from benchmarks.common import Figures, Side, Target, llmkit, main, peer
 from benchmarks.corpus import encoder, sst2, write_jsonl
-from benchmarks.runs import WARM_STEPS, step_seconds, train, write_recipe
+from benchmarks.runs import step_seconds, train, write_recipe
 
 BATCH, LEARNING_RATE, MAX_LENGTH, WARMUP = 32, 1e-4, 128, 0.05
+WARM = 16
+"""Steps left out of the rates: batches of many lengths come before a compiler has seen them all."""
 PEERS = {"trainer": (), "trainer_bf16": ("--bf16",)}
 TARGETS = [
     *(Target("samples_per_second", over=name, at_least=1.5) for name in PEERS),
+    *(Target("training_seconds", over=name) for name in PEERS),
     *(Target("accuracy", over=name, at_least=0.99) for name in PEERS),
     *(Target("peak_memory_bytes", over=name) for name in PEERS),
 ]
@@ -28,9 +32,10 @@ TARGETS = [
 def ours(place: Path, recipe: dict[str, Any]) -> Figures:
     figures = train("finetune", place, recipe)
     out = Path(recipe["output_dir"])
-    steady = step_seconds(out)[WARM_STEPS:]
+    seconds = step_seconds(out)
     accuracy = json.loads((out / "results.json").read_text())["accuracy"]
-    return {"samples_per_second": BATCH * len(steady) / sum(steady), "accuracy": accuracy, **figures}
+    rate = BATCH * len(seconds[WARM:]) / sum(seconds[WARM:])
+    return {"samples_per_second": rate, "training_seconds": sum(seconds), "accuracy": accuracy, **figures}
 
 
 def prepare(place: Path, options: argparse.Namespace) -> dict[str, Side]:
@@ -59,14 +64,25 @@ def prepare(place: Path, options: argparse.Namespace) -> dict[str, Side]:
         "logging": {"logging_steps": 1},
     }
     llmkit("preprocess", write_recipe(place / "data.yaml", recipe))
-    same = ("--batch", BATCH, "--learning-rate", LEARNING_RATE, "--max-length", MAX_LENGTH, "--warmup", WARMUP)
+    same = (
+        "--batch",
+        BATCH,
+        "--learning-rate",
+        LEARNING_RATE,
+        "--max-length",
+        MAX_LENGTH,
+        "--warmup",
+        WARMUP,
+        "--warm",
+        WARM,
+    )
     known = (encoder(), learnt, held_out, *same)
     sides: dict[str, Side] = {"llmkit": partial(ours, place, recipe)}
     return sides | {name: partial(peer, "classification", *known, *more) for name, more in PEERS.items()}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rows", type=int, default=6400, help="of the training set")
+    parser.add_argument("--rows", type=int, default=4800, help="of the training set")
 
 
 if __name__ == "__main__":

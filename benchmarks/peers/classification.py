@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, required=True)
     parser.add_argument("--max-length", type=int, required=True)
     parser.add_argument("--warmup", type=float, required=True, help="share of the steps")
+    parser.add_argument("--warm", type=int, required=True, help="steps left out of the rate")
     parser.add_argument("--bf16", action="store_true")
     options = parser.parse_args()
     transformers.set_seed(42)
@@ -66,9 +67,13 @@ def main() -> None:
         )
         trainer.train()
         found = trainer.evaluate(test)  # type: ignore[arg-type]
-    steady = clock.steady()
-    rate = options.batch * len(steady) / sum(steady)
-    print(json.dumps({"samples_per_second": rate, "accuracy": found["eval_accuracy"]}))
+    steady = clock.steady(options.warm)
+    figures = {
+        "samples_per_second": options.batch * len(steady) / sum(steady),
+        "training_seconds": sum(clock.steady(0)),
+        "accuracy": found["eval_accuracy"],
+    }
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

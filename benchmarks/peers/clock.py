@@ -22,6 +22,6 @@ class Clock(TrainerCallback):
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         self.ticks.append(time.perf_counter())
 
-    def steady(self) -> list[float]:
+    def steady(self, warm: int = WARM_STEPS) -> list[float]:
         """Seconds of each step after the first few."""
-        return [end - start for start, end in zip(self.ticks, self.ticks[1:], strict=False)][WARM_STEPS:]
+        return [end - start for start, end in zip(self.ticks, self.ticks[1:], strict=False)][warm:]
