@@ -40,7 +40,7 @@ def write_prompts(path: Path, tokenizer_dir: Path, number: int) -> Path:
     while len(rows) < number:
         text = draw.choice(texts)
         start = draw.randrange(len(text) - 3 * LONGEST)
-        ids = tokenizer(text[start : start + 8 * LONGEST], add_special_tokens=False)["input_ids"]
+        ids = tokenizer(text[start : start + 8 * LONGEST], add_special_tokens=False, verbose=False)["input_ids"]
         rows.append({"prompt": tokenizer.decode(ids[: draw.randint(SHORTEST, LONGEST)])})
     return write_jsonl(path, rows)
 

@@ -53,8 +53,8 @@ def prepare(place: Path, options: argparse.Namespace) -> dict[str, Side]:
     return sides | {name: partial(peer, "pretrain", *known, *PEERS[name]) for name in options.peers}
 
 
-def add_options(parser: argparse.ArgumentParser, vocabulary: int = 16_000) -> None:
-    parser.add_argument("--steps", type=int, default=12)
+def add_options(parser: argparse.ArgumentParser, vocabulary: int = 16_000, steps: int = 12) -> None:
+    parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--vocabulary", type=int, default=vocabulary)
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=["trainer", "trainer_bf16_compile"])
 

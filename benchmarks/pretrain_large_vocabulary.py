@@ -15,4 +15,4 @@ TARGETS = [
 ]
 
 if __name__ == "__main__":
-    main("pretrain_large_vocabulary", str(__doc__), prepare, TARGETS, partial(add_options, vocabulary=50_257))
+    main("pretrain_large_vocabulary", str(__doc__), prepare, TARGETS, partial(add_options, vocabulary=50_257, steps=10))
