@@ -154,6 +154,8 @@ def summarize(rounds: list[dict[str, Figures]], targets: list[Target]) -> dict[s
 
 def show(value: float) -> str:
     """Three or four digits, thousands with commas."""
+    if abs(value) >= 1e10:
+        return f"{value / 1e9:,.0f}G"
     if abs(value) >= 1e6:
         return f"{value / 1e6:,.1f}M"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

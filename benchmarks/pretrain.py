@@ -41,7 +41,8 @@ def ours(place: Path, options: argparse.Namespace) -> Figures:
     figures = train("pretrain", place, recipe)
     used = 6 * num_parameters(place / "ours/model") * figures["tokens_per_second"]
     own = rates["bfloat16" if figures["bf16"] else "float32"]
-    return {**figures, "share_of_float32_rate": used / rates["float32"], "share_of_own_rate": used / own}
+    shares = {"share_of_float32_rate": used / rates["float32"], "share_of_own_rate": used / own}
+    return {**figures, **shares, "float32_rate": rates["float32"], "bfloat16_rate": rates["bfloat16"]}
 
 
 def prepare(place: Path, options: argparse.Namespace) -> dict[str, Side]:
