@@ -78,14 +78,14 @@ def step_seconds(out: Path) -> list[float]:
 
 
 def training_figures(out: Path) -> Figures:
-    """Tokens a second, from the steady steps' tokens over their time, and the median step's seconds."""
+    """Tokens a second, from the steady steps' tokens over their time; the median step's seconds; the mean loss."""
     lines = train_lines(out)
     seconds = step_seconds(out)[WARM_STEPS:]
     tokens = lines[-1]["tokens"] - lines[WARM_STEPS - 1]["tokens"]
     return {
         "tokens_per_second": tokens / sum(seconds),
         "seconds_per_step": statistics.median(seconds),
-        "loss": lines[-1]["loss"],
+        "mean_loss": statistics.mean(line["loss"] for line in lines),
     }
 
 
@@ -100,5 +100,4 @@ def num_parameters(model: Path) -> int:
 
 def prepared_tokenizer(place: Path) -> Path:
     """The tokenizer of the prepared dataset in `place`: what a peer encodes the same rows with."""
-    (found,) = (place / "prepared").glob("*/tokenizer")
-    return found
+    return max((place / "prepared").glob("*/tokenizer"), key=lambda path: path.stat().st_mtime)

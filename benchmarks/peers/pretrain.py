@@ -69,7 +69,7 @@ def main() -> None:
             {
                 "tokens_per_second": BATCH * CONTEXT * len(steady) / sum(steady),
                 "seconds_per_step": statistics.median(steady),
-                "loss": trainer.state.log_history[0]["loss"],
+                "mean_loss": trainer.state.log_history[0]["loss"],
                 "parameters": sum(p.numel() for p in model.parameters()),
             }
         )
