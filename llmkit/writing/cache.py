@@ -6,6 +6,7 @@ a decoding step on a CPU. Its static cache does not, and attends to the whole ro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,6 +54,43 @@ class RoomyLayer(DynamicLayer):
                 store[..., :length, :] = written
         store[..., length:end, :] = new
         return store
+
+    def fill(
+        self, start: int, lengths: Sequence[int], new: tuple[torch.Tensor, torch.Tensor], batch: int, width: int
+    ) -> None:
+        """Lays `new` keys and values (b, H, t, D), `lengths` of whose places are a text, into the lines from `start` of
+        `batch` ones, so that each text ends at `width`; what is before it is 0."""
+        if not self.is_initialized:
+            self.lazy_initialization(*new)
+            shape = (batch, new[0].shape[1], max(width, self.room))
+            self.stores = new[0].new_empty(*shape, new[0].shape[-1]), new[1].new_empty(*shape, new[1].shape[-1])
+            self.keys, self.values = (store[..., :width, :] for store in self.stores if store is not None)
+        for store, states in zip(self.stores, new, strict=True):
+            assert store is not None
+            for line, length in enumerate(lengths):
+                store[start + line, :, : width - length] = 0
+                store[start + line, :, width - length : width] = states[line, :, :length]
+
+
+class FillingLayer(DynamicLayer):
+    """Stands in for `target` while some of its lines are read, padded on the right: they attend to themselves alone."""
+
+    def __init__(self, target: RoomyLayer, start: int, lengths: Sequence[int], batch: int, width: int):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.target, self.start, self.lengths, self.batch, self.width = target, start, lengths, batch, width
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.target.fill(self.start, self.lengths, (key_states, value_states), self.batch, self.width)
+        return key_states, value_states
+
+
+def filling_cache(cache: DynamicCache, start: int, lengths: Sequence[int], *, batch: int, width: int) -> DynamicCache:
+    """For reading the prompts of `lengths`, `batch` lines' from `start`, into `cache`: see RoomyLayer.fill."""
+    filling = DynamicCache()
+    filling.layers = [FillingLayer(layer, start, lengths, batch, width) for layer in cache.layers]  # type: ignore[arg-type]
+    return filling
 
 
 def roomy_cache(model: PreTrainedModel, room: int) -> DynamicCache | None:

@@ -28,6 +28,7 @@ from llmkit.models.soft_prompt import prompt_inputs
 from llmkit.models.wrapping import base_of, prompt_length
 from llmkit.recipe.sections import GenerationSection
 from llmkit.writing.cache import roomy_cache
+from llmkit.writing.decoding import can_decode, decode
 from llmkit.writing.sampling import row_uniforms, sampling_processors
 from llmkit.writing.stopping import FinishReason, StopStrings, find_ending
 
@@ -90,6 +91,14 @@ class TransformersEngine:
         if model.config.is_encoder_decoder:
             self.start_id = decoder_start(model, self.eos_ids[0] if self.eos_ids else self.pad_id)
         self.forced_bos_id = getattr(model.generation_config, "forced_bos_token_id", None)
+        exotic = (section.repetition_penalty, section.no_repeat_ngram_size, section.min_new_tokens)
+        self.decodes = (
+            model.device.type == "cpu"
+            and section.num_beams == 1
+            and all(setting is None for setting in exotic)
+            and not prompt_length(model)
+            and can_decode(base_of(model))
+        )
         for part in (model, base_of(model)):  # an adapter's wrapper has its own
             part.generation_config = GenerationConfig(
                 eos_token_id=self.eos_ids or None,
@@ -198,6 +207,8 @@ class TransformersEngine:
     def _call(self, prompts: list[Prompt], samples: list[int], allowance: int, streamer: Any) -> list[list[int]]:
         """Calls `generate`; new ids of each sequence, padding at their end included."""
         device, section = self.model.device, self.section
+        if self.decodes and streamer is None:
+            return self._decode(prompts, samples, allowance)
         width = max(len(prompt.ids) for prompt in prompts)
         ids = torch.full((len(prompts), width), self.pad_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -214,8 +225,7 @@ class TransformersEngine:
         begun = width if self.start_id is None else 1
         processors, native = LogitsProcessorList(), section.num_beams > 1
         if section.do_sample and not native:
-            draws = [row_uniforms(self.seed, p.row, s, allowance) for p, s in zip(prompts, samples, strict=True)]
-            processors = sampling_processors(section, np.stack(draws), begun, device)
+            processors = self._sampling(prompts, samples, allowance, begun)
         stops = StoppingCriteriaList()
         if section.stop_strings:
             stops.append(StopStrings(self.tokenizer, section.stop_strings, begun))
@@ -230,6 +240,26 @@ class TransformersEngine:
         )
         new: list[list[int]] = output[:, begun:].tolist()
         return new
+
+    def _decode(self, prompts: list[Prompt], samples: list[int], allowance: int) -> list[list[int]]:
+        """The same by the loop of our own."""
+        section, width = self.section, max(len(prompt.ids) for prompt in prompts)
+        processors = LogitsProcessorList()
+        if section.do_sample:
+            processors = self._sampling(prompts, samples, allowance, width)
+        eos = torch.tensor(self.eos_ids, dtype=torch.long)
+        stop = StopStrings(self.tokenizer, section.stop_strings, width) if section.stop_strings else None
+
+        def ended(ids: torch.Tensor) -> torch.Tensor:
+            at_eos = torch.isin(ids[:, -1], eos)
+            return at_eos if stop is None else at_eos | stop(ids, None)  # type: ignore[arg-type]
+
+        ids = [prompt.ids for prompt in prompts]
+        return decode(self.model, ids, allowance, pad_id=self.pad_id, processors=processors, ended=ended)
+
+    def _sampling(self, prompts: list[Prompt], samples: list[int], allowance: int, begun: int) -> LogitsProcessorList:
+        draws = [row_uniforms(self.seed, p.row, s, allowance) for p, s in zip(prompts, samples, strict=True)]
+        return sampling_processors(self.section, np.stack(draws), begun, self.model.device)
 
     def _config(self, allowance: int) -> GenerationConfig:
         section = self.section

@@ -33,6 +33,10 @@ class RowSampler(LogitsProcessor):
         self.uniforms = torch.tensor(uniforms, dtype=torch.float64, device=device)
         self.prompt_length = prompt_length
 
+    def keep(self, lines: torch.Tensor) -> None:
+        """Goes on with these lines of the batch alone."""
+        self.uniforms = self.uniforms[lines]
+
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         step = input_ids.shape[1] - self.prompt_length
         cumulative = scores.double().softmax(dim=-1).cumsum(dim=-1)

@@ -1,0 +1,143 @@
+"""The loop of our own against transformers' `generate`, in float64: the same tokens from any architecture it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    LogitsProcessorList,
+    MistralConfig,
+    OPTConfig,
+    PhiConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen3MoeConfig,
+)
+
+from llmkit.models.configs import RnnLmConfig
+from llmkit.writing import decoding
+from llmkit.writing.decoding import can_decode, decode
+from tests.generate.conftest import engine_of, make_model, prompts_of
+
+VOCABULARY = 97
+IDS: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+BODY: dict[str, Any] = {
+    **IDS,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 128,
+}
+GROUPED: dict[str, Any] = {**BODY, "num_key_value_heads": 2}
+MIXTURE: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8}
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "gpt2": GPT2Config(**IDS, n_embd=32, n_layer=2, n_head=4, n_positions=128),
+    "llama": LlamaConfig(**GROUPED),
+    "llama_eager": LlamaConfig(**GROUPED, attn_implementation="eager"),
+    "qwen2": Qwen2Config(**GROUPED),
+    "mixture": Qwen3MoeConfig(**GROUPED, **MIXTURE),
+    "gpt_neox": GPTNeoXConfig(**BODY),
+    "phi": PhiConfig(**BODY),
+    "opt": OPTConfig(**{**BODY, "ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "bloom": BloomConfig(**IDS, hidden_size=32, n_layer=2, n_head=4),
+}
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [20, 21], [30], [40, 41, 42, 43, 44, 45, 46], [50, 51, 52]]
+
+
+def build(config: PreTrainedConfig) -> PreTrainedModel:
+    torch.manual_seed(3)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():  # wide scores: choices that rounding cannot turn
+        parameter.data.mul_(4.0 if parameter.dim() > 1 else 1.0)
+    return (model if type(config) is Qwen3MoeConfig else model.double()).eval()  # its kernel takes no float64
+
+
+def ended(ids: torch.Tensor) -> torch.Tensor:
+    return ids[:, -1] % 6 == 2  # one of six: sequences leave at many different steps
+
+
+def expected(model: PreTrainedModel, prompt: list[int], allowance: int) -> list[int]:
+    ends = [token for token in range(VOCABULARY) if token % 6 == 2]
+    made: Any = model.generate(  # type: ignore[operator]
+        torch.tensor([prompt]), max_new_tokens=allowance, do_sample=False, eos_token_id=ends, pad_token_id=0
+    )
+    new: list[int] = made[0, len(prompt) :].tolist()
+    return new
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("at_once", [1, 16, 2048])
+def test_it_writes_what_generate_writes(name: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "PROMPT_TOKENS", at_once)
+    model = build(CONFIGS[name])
+    assert can_decode(model)
+    with torch.inference_mode():
+        found = decode(model, PROMPTS, 40, pad_id=0, processors=LogitsProcessorList(), ended=ended)
+    assert found == [expected(model, prompt, 40) for prompt in PROMPTS]
+    assert len({tuple(new) for new in found}) > 1
+
+
+def test_a_text_never_sees_what_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step that one ends, the rest goes on alone, or nobody leaves: the same."""
+    model = build(CONFIGS["gpt2"])
+    results = []
+    for leave_at in (10**9, 1):
+        monkeypatch.setattr(decoding, "LEAVE_AT", leave_at)
+        with torch.inference_mode():
+            results.append(decode(model, PROMPTS, 40, pad_id=0, processors=LogitsProcessorList(), ended=ended))
+    assert results[0] == results[1]
+    assert len({len(new) for new in results[0]}) > 1  # they left one after another
+
+
+def test_models_that_keep_more_are_left_to_generate() -> None:
+    small = {**GROUPED, "sliding_window": 8}
+    assert not can_decode(build(MistralConfig(**small)))
+    assert not can_decode(build(Gemma2Config(**small, head_dim=8)))
+    assert not can_decode(build(RnnLmConfig(vocab_size=VOCABULARY, hidden_size=8, num_hidden_layers=1)))
+
+
+SETTINGS: dict[str, dict[str, object]] = {
+    "greedy": {},
+    "sampling": {"do_sample": True, "temperature": 1.3, "top_k": 40, "top_p": 0.9},
+    "samples": {"do_sample": True, "num_return_sequences": 3},
+    "stop strings": {"stop_strings": ["e", "好"], "max_new_tokens": 20},
+    "sampled stop strings": {"do_sample": True, "stop_strings": ["e", "a"], "max_new_tokens": 30},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_engine_completes_as_with_generate(name: str, kind: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = make_model(kind, len(tokenizer))
+    prompts = prompts_of(tokenizer, "the", "def add(a, b):\n    return", "今天天气", "fox jumps over", "a", "lazy dog")
+    ours, theirs = (engine_of(model, tokenizer, **SETTINGS[name]) for _ in range(2))
+    assert ours.decodes
+    theirs.decodes = False
+    assert ours.generate(prompts) == theirs.generate(prompts)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"num_beams": 2}, {"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 2}, {"min_new_tokens": 3}],
+    ids=str,
+)
+def test_other_settings_are_left_to_generate(settings: dict[str, object], tokenizer: PreTrainedTokenizerBase) -> None:
+    assert not engine_of(make_model("gpt2", len(tokenizer)), tokenizer, **settings).decodes
+
+
+def test_prompts_are_read_a_few_at_a_time() -> None:
+    assert list(decoding._parts([3000])) == [slice(0, 1)]
+    assert list(decoding._parts([1500, 600, 500, 10, 10])) == [slice(0, 1), slice(1, 4), slice(4, 5)]
+    parts = list(decoding._parts([100] * 50))
+    assert [part.stop - part.start for part in parts] == [20, 20, 10]
