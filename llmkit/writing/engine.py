@@ -1,4 +1,4 @@
-"""Completions for batches of prompts: the one place that calls a model's `generate`.
+"""Completions for batches of prompts: by the loop in `decoding` where that applies, else by the model's `generate`.
 
 A completion depends on its own prompt, row and sample alone: prompts are padded on the left and masked, each row draws
 its own random numbers, and prompts of different length are never padded together where a processor of transformers
@@ -205,7 +205,7 @@ class TransformersEngine:
             )
 
     def _call(self, prompts: list[Prompt], samples: list[int], allowance: int, streamer: Any) -> list[list[int]]:
-        """Calls `generate`; new ids of each sequence, padding at their end included."""
+        """New ids of each sequence; where `generate` made them, padding at their end included."""
         device, section = self.model.device, self.section
         if self.decodes and streamer is None:
             return self._decode(prompts, samples, allowance)
