@@ -1,4 +1,4 @@
-"""Byte-level BPE: lossless, 256 bytes at the bottom, GPT-2's splitting rule, merges learned by `tokenizers`.
+"""Byte-level BPE: lossless, 256 bytes at the bottom, GPT-2's splitting rule, merges as `tokenizers` learns them.
 
 Plain BPE leaves rarer CJK characters (three bytes each) in single bytes although their number is small. So those that
 cover nearly all CJK text of the sample get merges of their own, after the learned ones.
@@ -7,12 +7,13 @@ cover nearly all CJK text of the sample get merges of their own, after the learn
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+import numpy as np
+from tokenizers import Tokenizer
 
 from llmkit.data.text import CJK_RANGES
+from llmkit.data.tokenizer_merges import count_characters, learn
 
 COVERAGE = 0.998
 """Share of the CJK characters of the sample, by occurrence, that should be whole tokens. At 8,000 entries a novel then
@@ -23,7 +24,7 @@ RESERVE = 0.4
 
 def train_bpe(pieces: Callable[[], Iterable[str]], vocab_size: int, special: list[str]) -> Tokenizer:
     """Trains on `pieces()` (called twice). At most `vocab_size` entries, `special` first, then bytes, then merges."""
-    full = _train(pieces(), vocab_size, special)
+    full = learn(list(pieces()), vocab_size, special)
     wanted = _frequent_cjk(pieces())
     if not _missing(full, wanted):
         return full
@@ -45,39 +46,15 @@ def _shortened(tokenizer: Tokenizer, size: int) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(state))
 
 
-def _train(texts: Iterable[str], vocab_size: int, special: list[str]) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=special,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def _is_cjk(character: str) -> bool:
-    code = ord(character)
-    return code > 0x2FFF and any(first <= code <= last for first, last in CJK_RANGES)
-
-
 def _frequent_cjk(texts: Iterable[str]) -> list[str]:
     """The CJK characters, most frequent first, that cover COVERAGE of all; single occurrences are left out."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        if not text.isascii():
-            counts.update(text)
-    ranked = sorted(((n, c) for c, n in counts.items() if _is_cjk(c)), key=lambda item: (-item[0], item[1]))
-    limit, seen, chosen = COVERAGE * sum(n for n, _ in ranked), 0, []
-    for n, character in ranked:
-        if seen >= limit or n < 2:
-            break
-        seen += n
-        chosen.append(character)
-    return chosen
+    counts = count_characters(texts)
+    codes = np.concatenate([np.arange(first, last + 1) for first, last in CJK_RANGES])
+    codes = codes[counts[codes] > 0]
+    ranked = codes[np.lexsort((codes, -counts[codes]))]
+    before = np.cumsum(counts[ranked]) - counts[ranked]
+    chosen = ranked[(before < COVERAGE * counts[ranked].sum()) & (counts[ranked] > 1)]
+    return [chr(code) for code in chosen.tolist()]
 
 
 def _missing(tokenizer: Tokenizer, characters: list[str]) -> list[str]:

@@ -107,3 +107,11 @@ def _keep(kind: str, path: Path, make: Callable[[], Any]) -> Any:
             _kept.pop(next(iter(_kept)), None)
         _kept[key] = made
     return _kept[key]
+
+
+def byte_of() -> dict[str, int]:
+    """GPT-2's table from the characters of its vocabulary to bytes."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    table = {chr(byte): byte for byte in plain}
+    others = [byte for byte in range(256) if byte not in plain]
+    return table | {chr(256 + i): byte for i, byte in enumerate(others)}

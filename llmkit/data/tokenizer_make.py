@@ -23,7 +23,7 @@ from llmkit.data.rolespecs import RoleSpec
 from llmkit.data.sources import ResolvedSource, read
 from llmkit.data.text import content_hash, in_validation, record_bytes, record_text
 from llmkit.data.tokenizer import choose_engine
-from llmkit.data.tokenizer_core import read_core, read_vocabulary
+from llmkit.data.tokenizer_core import byte_of, read_core, read_vocabulary
 from llmkit.data.tokenizer_files import import_tokenizer, section_identity, source_identity, tokenizer_source
 from llmkit.data.tokenizer_train import END, train_tokenizer
 from llmkit.errors import ModelError
@@ -189,7 +189,7 @@ def single_byte_ids(directory: Path, size: int) -> np.ndarray:
     # all at once: byte 0 separates the tokens, and stands in none of them as itself
     table = np.full(0x10000, ord("?"), np.uint8)
     table[:256] = np.arange(256)
-    table[[ord(character) for character in _byte_of()]] = [byte or 1 for byte in _byte_of().values()]
+    table[[ord(character) for character in byte_of()]] = [byte or 1 for byte in byte_of().values()]
     tokens = table[np.frombuffer("\0".join(vocab).encode("utf-16-le"), "<u2")].tobytes().split(b"\0")
     parts[[i for data, i in zip(tokens, vocab.values(), strict=True) if not data.isascii() and not _is_text(data)]] = (
         True
@@ -203,11 +203,3 @@ def _is_text(data: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _byte_of() -> dict[str, int]:
-    """GPT-2's table from the characters of its vocabulary to bytes."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    table = {chr(byte): byte for byte in plain}
-    others = [byte for byte in range(256) if byte not in plain]
-    return table | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from llmkit.data.tokenizer import BatchEncoder, choose_engine, import_tokenizer, load_tokenizer, read_special_ids
 from llmkit.data.tokenizer_files import TokenizerSource
 from llmkit.data.tokenizer_make import single_byte_ids
+from llmkit.data.tokenizer_merges import learn, learn_exactly
 from llmkit.data.tokenizer_train import ALGORITHMS, END, train_tokenizer
 from llmkit.errors import RecipeError
 from llmkit.recipe.sections import TokenizerSection, TokenizerTrain
@@ -124,6 +125,36 @@ def test_bpe_is_lossless_on_anything(tmp_path: Path) -> None:
         ids = fast.values[start:end].tolist()
         assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
         assert tokenizer.eos_token_id not in ids
+
+
+def same_merges(texts: list[str], vocab_size: int, special: list[str]) -> bool:
+    return learn(texts, vocab_size, special).to_str() == learn_exactly(texts, vocab_size, special).to_str()
+
+
+def test_merges_are_those_of_tokenizers() -> None:
+    assert all(
+        same_merges(texts, size, [END]) for texts in (made(1), [noise(i) for i in range(900)]) for size in (400, 3000)
+    )
+    # nothing left to merge, a tie in every step, special tokens in the text and of the same spelling as a merge
+    for texts in ([], [""], ["ab ab ab"], ["aaaaaaaa bbbb ababab aabb aaab"] * 3, [f"hello {END}{END} x"] * 5):
+        assert all(same_merges(texts, size, [END, "ab", "hello"]) for size in (259, 262, 300, 600))
+    draw = random.Random(3)
+    for pool in ("ab ", "abc \n", "0123456789 's", "".join(HAN[:60]) + " ，"):
+        for size in (270, 500, 4000):
+            texts = ["".join(draw.choices(pool, k=draw.randrange(200))) for _ in range(draw.randrange(1, 150))]
+            assert same_merges(texts, size, [END])
+
+
+def test_merges_are_learned_by_gigatoken_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmkit.data.tokenizer_merges.learn_exactly", lambda *_: pytest.fail("not needed"))
+    assert learn([*made(1), "你好，naïve e\u0301 😀"], 600, [END]).get_vocab_size() == 600
+    with pytest.raises(pytest.fail.Exception, match="not needed"):
+        learn([*made(1), "a letter of Unicode 17: \u088f"], 600, [END])
+
+
+def test_learning_merges_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    assert learn(made(1), 600, [END]).get_vocab_size() == 600
+    assert capfd.readouterr() == ("", "")
 
 
 def plain_bpe(texts: list[str], vocab_size: int) -> Tokenizer:
