@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from llmkit.data.examples import Encoded
 from llmkit.data.process import INVALID, KEPT, Processed, Processor, select
 from llmkit.data.records import RecordBatch, Reject
 from llmkit.data.roles import EMPTY
 from llmkit.data.rolespecs import RoleSpec
-from llmkit.data.shardfile import MAIN_STREAM, Rows
+from llmkit.data.shardfile import MAIN_STREAM, Rows, count_ids
 from llmkit.data.sources import ResolvedSource, read
 from llmkit.data.store import Store
 from llmkit.data.tally import FIRST_BAD, add, count_examples, count_reason, count_scripts, count_steps
@@ -182,18 +183,22 @@ class Committer:
         add(entry, "rows", len(encoded.rows))
         add(entry, "tokens", encoded.streams[MAIN_STREAM].lengths.sum())
         done.encoded = encoded
-        self._scripts(done)
+        counts = count_ids(encoded.streams[MAIN_STREAM].values, self.plan.vocabulary.size)
+        count_scripts(self.store.tally, done, counts, self.plan.vocabulary.single_bytes, self.plan.vocabulary.unk)
         fraction = self.plan.data.validation_fraction if group == "train" else None
         if fraction is None:
-            self._append(group, done, np.ones(len(encoded.rows), bool))
+            self._append(group, done, encoded, counts)
             return
         held = np.array([in_validation(done.hashes[i], fraction) for i in encoded.rows.tolist()], bool)
         add(entry, "held_out", len(np.unique(encoded.rows[held])))
-        self._append("train", done, ~held)
-        self._append("validation", done, held)
+        apart = select(encoded, held)
+        counts_apart = np.zeros_like(counts)
+        if len(apart.rows):
+            counts_apart = count_ids(apart.streams[MAIN_STREAM].values, len(counts))
+        self._append("train", done, select(encoded, ~held), counts - counts_apart)
+        self._append("validation", done, apart, counts_apart)
 
-    def _append(self, split: str, done: Processed, keep: np.ndarray) -> None:
-        encoded = select(done.encoded, keep)
+    def _append(self, split: str, done: Processed, encoded: Encoded, counts: np.ndarray) -> None:
         if not len(encoded.rows):
             return
         rows = encoded.rows
@@ -212,21 +217,8 @@ class Committer:
             hashes=[done.hashes[i] for i in places],
             fields=encoded.fields,
         )
-        self.store.append(split, encoded, sidecar)
+        self.store.append(split, encoded, sidecar, counts)
         count_examples(self.store.tally, split, encoded)
-
-    def _scripts(self, done: Processed) -> None:
-        ids = done.encoded.streams[MAIN_STREAM]
-        vocabulary = self.plan.vocabulary
-        ends = np.cumsum(ids.lengths)
-        starts = ends - ids.lengths
-        marked = np.flatnonzero(vocabulary.single_bytes[ids.values])
-        single = np.searchsorted(marked, ends) - np.searchsorted(marked, starts)
-        unknown = np.zeros(len(ends), np.int64)
-        if vocabulary.unk is not None:
-            places = np.flatnonzero(ids.values == vocabulary.unk)
-            unknown = np.searchsorted(places, ends) - np.searchsorted(places, starts)
-        count_scripts(self.store.tally, done, ids.lengths, single, unknown)
 
 
 def place_of(reject: dict[str, Any]) -> str:

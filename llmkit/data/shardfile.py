@@ -81,6 +81,12 @@ class HashingFile:
         Path(self._file.name).unlink(missing_ok=True)
 
 
+def count_ids(values: np.ndarray, size: int) -> np.ndarray:
+    """(size,) int64 how often each token id occurs."""
+    counts: np.ndarray = np.bincount(values, minlength=size)[:size]
+    return counts
+
+
 def index_bytes(lengths: np.ndarray, dtype: np.dtype[Any]) -> bytes:
     """The .idx of one shard: lengths (N,) in tokens; every sequence is a document of its own."""
     count = len(lengths)
@@ -158,15 +164,13 @@ class ShardWriter:
     def _path(self, stream: str, suffix: str) -> Path:
         return self.directory / f"{self.name}{'' if stream == MAIN_STREAM else '-' + stream}{suffix}"
 
-    def append(self, streams: dict[str, tuple[np.ndarray, np.ndarray]], rows: Rows) -> None:
-        """Adds E rows: streams[name] = (values, lengths (E,)), flat."""
+    def append(self, streams: dict[str, tuple[np.ndarray, np.ndarray]], rows: Rows, counts: np.ndarray) -> None:
+        """Adds E rows: streams[name] = (values, lengths (E,)), flat; `counts` (vocab,) of their token ids."""
         for name, (values, lengths) in streams.items():
             data = np.ascontiguousarray(values, dtype=self.dtypes[name])
             self.bytes += self._bins[name].write(data.data)
             self._lengths[name].append(np.asarray(lengths, np.int32))
-            if name == MAIN_STREAM:
-                counts = np.bincount(data, minlength=len(self.counts))
-                self.counts += counts[: len(self.counts)]
+        self.counts += counts
         self.rows += len(rows.lines)
         self._sidecar.append(rows)
 

@@ -99,8 +99,8 @@ class Store:
                 json.dumps(reject.as_json(), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
             )
 
-    def append(self, split: str, encoded: Encoded, rows: Rows) -> None:
-        """Adds examples to the split's open shard."""
+    def append(self, split: str, encoded: Encoded, rows: Rows, counts: np.ndarray) -> None:
+        """Adds examples to the split's open shard; `counts` (vocab,) of their token ids."""
         if not len(encoded.rows):
             return
         with environment_errors(self.directory):
@@ -112,7 +112,7 @@ class Store:
                 writer = ShardWriter(self.directory / split, number, dtypes, self.vocab_size)
                 self._writers[split] = writer
             streams = {name: (stream.values, stream.lengths) for name, stream in encoded.streams.items()}
-            writer.append(streams, rows)
+            writer.append(streams, rows, counts)
 
     def full(self) -> bool:
         return sum(writer.bytes for writer in self._writers.values()) >= self.shard_bytes

@@ -10,7 +10,7 @@ import numpy as np
 from llmkit.data.clean.steps import Cleaner
 from llmkit.data.examples import Encoded
 from llmkit.data.process import INVALID, KEPT, Processed
-from llmkit.data.shardfile import MAIN_STREAM
+from llmkit.data.shardfile import MAIN_STREAM, count_ids
 
 Counts = dict[str, Any]
 NUMBER = re.compile(r"\d[\d,.]*")
@@ -63,16 +63,22 @@ def count_examples(tally: Counts, split: str, encoded: Encoded) -> None:
 
 
 def count_scripts(
-    tally: Counts, done: Processed, lengths: np.ndarray, byte_tokens: np.ndarray, unk: np.ndarray
+    tally: Counts, done: Processed, counts: np.ndarray, single_bytes: np.ndarray, unk: int | None
 ) -> None:
-    """Tokens a character by script: a record is `cjk` where more than a fifth of its characters are. All (E,)
-    arrays."""
-    rows = done.encoded.rows
+    """Tokens a character by script: a record is `cjk` where more than a fifth of its characters are.
+
+    counts: (vocab,) of the batch's token ids. single_bytes: (vocab,) whether an id is a part of a character.
+    """
+    ids, rows = done.encoded.streams[MAIN_STREAM], done.encoded.rows
     cjk = done.cjk[rows] * 5 > done.characters[rows]
-    for name, members in (("cjk", cjk), ("other", ~cjk)):
+    if cjk.all() or not cjk.any():
+        own = counts * cjk[0]
+    else:
+        own = count_ids(ids.values[np.repeat(cjk, ids.lengths)], len(counts))
+    for name, members, found in (("cjk", cjk, own), ("other", ~cjk, counts - own)):
         if members.any():
             entry = tally["scripts"].setdefault(name, {})
             add(entry, "characters", done.characters[rows][members].sum())
-            add(entry, "tokens", lengths[members].sum())
-            add(entry, "byte_tokens", byte_tokens[members].sum())
-            add(entry, "unknown_tokens", unk[members].sum())
+            add(entry, "tokens", ids.lengths[members].sum())
+            add(entry, "byte_tokens", found[single_bytes].sum())
+            add(entry, "unknown_tokens", found[unk] if unk is not None else 0)

@@ -9,7 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmkit.data.shardfile import BLOCK_BYTES, HashingFile, Rows, ShardWriter, index_bytes, read_index, token_dtype
+from llmkit.data.shardfile import (
+    BLOCK_BYTES,
+    HashingFile,
+    Rows,
+    ShardWriter,
+    count_ids,
+    index_bytes,
+    read_index,
+    token_dtype,
+)
 from llmkit.data.shards import Split
 from llmkit.errors import DataError
 from llmkit.files import sha256_file
@@ -27,7 +36,8 @@ def make_split(directory: Path, shards: list[list[list[int]]]) -> Split:
             number, f"f{number}", list(range(1, count + 1)), [None] * count, lengths * 3, lengths, [b"h" * 16] * count
         )
         side.fields["id"] = [f"{number}-{i}" for i in range(count)]
-        writer.append({"input_ids": (values, lengths), "loss_mask": (values % 2 == 0, lengths)}, side)
+        streams_of = {"input_ids": (values, lengths), "loss_mask": (values % 2 == 0, lengths)}
+        writer.append(streams_of, side, count_ids(values, 100))
         entries.append(writer.close()[0])
     counts = np.bincount([t for rows in shards for row in rows for t in row], minlength=100)
     np.save(directory / "vocab_counts.npy", counts)

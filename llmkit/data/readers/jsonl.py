@@ -30,18 +30,17 @@ def parse_block(block: Block, encoding: str) -> Chunk:
             rows = list(map(orjson.loads, block.lines))
         except orjson.JSONDecodeError:
             return _parse_carefully(block, encoding, after)
-        if set(map(type, rows)) == {dict} and not _repeats(block.lines, rows):
+        if set(map(type, rows)) == {dict} and not _repeats(block.data, rows):
             lines: list[int | None] = list(range(block.line, block.end_line))
             return Chunk(rows, lines, list(block.offsets), [], after)
     return _parse_carefully(block, encoding, after)
 
 
-def _repeats(lines: list[bytes], rows: list[dict[str, Any]]) -> bool:
-    """Whether a key may stand twice in one of the objects: its quoted name is in the block more often than it is a key.
+def _repeats(data: bytes, rows: list[dict[str, Any]]) -> bool:
+    """Whether a key may stand twice in one of the objects: its quoted name is in `data` more often than it is a key.
 
     Inside a string its quotes would be escaped, so only another string of that very text gives a false alarm.
     """
-    data = b"\n".join(lines)
     keys = set().union(*rows) if len(rows) > 1 else set(rows[0])
     return any(data.count(b'"%b"' % key.encode()) > sum(key in row for row in rows) for key in keys)
 
@@ -87,7 +86,7 @@ def parse_line(data: bytes, encoding: str) -> dict[str, Any] | str:
         if "depth limit" in str(error):
             return "JSON nested deeper than 1024 levels"
         return _parse_slowly(text)
-    if isinstance(row, dict) and _repeats([data if encoding == "utf-8" else text.encode()], [row]):
+    if isinstance(row, dict) and _repeats(data if encoding == "utf-8" else text.encode(), [row]):
         return _parse_slowly(text)
     return row if isinstance(row, dict) else not_an_object(row)
 

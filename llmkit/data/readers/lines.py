@@ -18,8 +18,8 @@ BOM = codecs.BOM_UTF8
 class Block:
     """Whole lines without their line feed (a carriage return may stand). `line`, `offset`: place of the first.
 
-    `end_line`, `end_offset`: where the next block starts. `oversized`: bytes of a line that was passed over; then
-    `lines` is empty.
+    `end_line`, `end_offset`: where the next block starts. `data`: the lines as they stand in the file. `oversized`:
+    bytes of a line that was passed over; then `lines` is empty.
     """
 
     lines: list[bytes]
@@ -27,6 +27,7 @@ class Block:
     offset: int
     end_line: int
     end_offset: int
+    data: bytes = b""
     oversized: int = 0
 
     @property
@@ -133,11 +134,12 @@ def read_blocks(reading: Reading, stream: ByteStream, *, line: int = 1, offset: 
             yield Block([], line, offset, line + 1, offset + length, oversized=length)
             line, offset = line + 1, offset + length
             continue
-        lines = held[:cut].split(b"\n", MAX_ROWS)
+        data = held[:cut]
+        lines = data.split(b"\n", MAX_ROWS)
         rest = lines.pop() if len(lines) > MAX_ROWS or not lines[-1] else b""
         held = rest + held[cut:]
         end = offset + cut - len(rest)
-        yield Block(lines, line, offset, line + len(lines), end)
+        yield Block(lines, line, offset, line + len(lines), end, data[: cut - len(rest)])
         line, offset = line + len(lines), end
 
 
