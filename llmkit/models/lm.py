@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from llmkit.data.examples import IGNORE
 from llmkit.models.bounds import BOUNDS, document_bounds
+from llmkit.models.linear_cross_entropy import linear_cross_entropy, pays
 from llmkit.models.wrapping import base_of, prompt_length
 
 SPARSE_BELOW = 0.9
@@ -49,6 +50,9 @@ class CausalLMModule(nn.Module):
             keep = labels != IGNORE
             if int(keep.sum()) < SPARSE_BELOW * labels.numel():
                 hidden, labels = hidden[keep], labels[keep]
+        head = self.inner().get_output_embeddings()
+        if pays(head, hidden):
+            return {"loss": linear_cross_entropy(hidden, head.weight, labels, smoothing)}
         return {"loss": _loss_sum(self.head(hidden), labels, smoothing)}
 
     def inner(self) -> Any:

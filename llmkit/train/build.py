@@ -139,6 +139,12 @@ def parameters_of(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def logits_of(module: nn.Module) -> int:
+    """Of one token of a language model; 0 for modules that compute few."""
+    head = module.inner().get_output_embeddings() if isinstance(module, CausalLMModule) else None
+    return 0 if head is None else int(head.weight.shape[0])
+
+
 def resolve_choices(
     recipe: Recipe,
     plan: Plan,
@@ -158,7 +164,9 @@ def resolve_choices(
         micro, micro_tokens = kept["per_device_train_batch_size"], kept.get("micro_batch_tokens")
     elif section.per_device_train_batch_size is None and device_type == "cpu":
         if packing:
-            micro = hardware.choose_micro_batch(samples_per_rank=micro, max_length=max_length)
+            micro = hardware.choose_micro_batch(
+                samples_per_rank=micro, max_length=max_length, vocabulary=logits_of(module)
+            )
         else:
             micro_tokens = hardware.CPU_MICRO_BATCH_TOKENS
     days = calendar(

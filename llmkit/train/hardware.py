@@ -22,6 +22,8 @@ _NEVER = 2**31 - 1
 
 CPU_MICRO_BATCH_TOKENS = 4096
 """Beyond this a larger micro-batch is no faster on a CPU: its matrices fill the caches and both cores."""
+CPU_MICRO_BATCH_LOGITS = 2**26
+"""As many float32 logits take 256 MiB."""
 MICRO_BATCH_COST = {"cpu": (64, 1e9), "accelerator": (1024, 2.5e12)}
 """What a micro-batch costs beside its tokens: as many tokens (small matrices, adding up its gradients), and as many
 floating-point operations (calls and launches: 5 ms). Measured on a CPU, reckoned for the others."""
@@ -117,7 +119,11 @@ def micro_batch_cost(device_type: str, num_parameters: int) -> int:
     return int(tokens + operations / (6.0 * num_parameters))
 
 
-def choose_micro_batch(*, samples_per_rank: int, max_length: int) -> int:
-    """Samples of a process's micro-batch on a CPU, where memory is not what limits it and all have one length."""
-    limit = max(CPU_MICRO_BATCH_TOKENS // max_length, 1)
+def choose_micro_batch(*, samples_per_rank: int, max_length: int, vocabulary: int = 0) -> int:
+    """Samples of a process's micro-batch on a CPU, where memory is not what limits it and all have one length.
+
+    vocabulary: logits a token. Where they are many, they are what fills the memory, and fewer tokens at once train as
+    fast."""
+    tokens = min(CPU_MICRO_BATCH_TOKENS, CPU_MICRO_BATCH_LOGITS // max(vocabulary, 1))
+    limit = max(tokens // max_length, 1)
     return max(size for size in range(1, samples_per_rank + 1) if samples_per_rank % size == 0 and size <= limit)

@@ -15,6 +15,13 @@ def test_micro_batch_divides_and_keeps_to_the_token_budget(samples, length, expe
     assert micro == expected and samples % micro == 0
 
 
+def test_a_large_vocabulary_trains_fewer_tokens_at_once():
+    sizes = [
+        hardware.choose_micro_batch(samples_per_rank=16, max_length=256, vocabulary=v) for v in (0, 16_000, 50_257)
+    ]
+    assert sizes == [16, 16, 4]
+
+
 def test_a_micro_batch_of_a_small_model_costs_more_tokens():
     small, large = (hardware.micro_batch_cost("cpu", size) for size in (500_000, 10**9))
     assert 2 * large < small and large == hardware.MICRO_BATCH_COST["cpu"][0]
