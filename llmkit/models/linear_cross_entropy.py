@@ -13,6 +13,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from llmkit.data.examples import IGNORE
+from llmkit.models.linear import FastLinear, multiply
 
 CPU_PIECE, DEVICE_PIECE = 2**25, 2**28
 """Logits held at once."""
@@ -20,15 +21,16 @@ PIECES_PAY_FROM = 2
 """Below as many pieces the whole is computed at once, where a compiler can fuse it."""
 
 
-def pays(head: nn.Module, hidden: torch.Tensor) -> bool:
+def pays(head: Any, hidden: torch.Tensor) -> bool:
     """Whether the logits of `hidden` (N, H) are better computed in pieces, which only a plain linear head can be.
 
     float16 scales the loss before its gradients, and those of single logits would be lost without that."""
-    if type(head) is not nn.Linear or getattr(head, "bias", None) is not None or hidden.shape[0] == 0:
+    if type(head) not in (nn.Linear, FastLinear) or head.bias is not None or hidden.shape[0] == 0:
         return False
     if _dtype(hidden) == torch.float16:
         return False
-    return hidden.shape[0] * head.out_features > PIECES_PAY_FROM * _piece(hidden)
+    logits: int = hidden.shape[0] * head.out_features
+    return logits > PIECES_PAY_FROM * _piece(hidden)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -72,7 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             piece, wanted = hidden[start : start + rows], labels[start : start + rows, None]
             counted = wanted != IGNORE
             wanted = wanted.clamp(min=0)
-            log_p = torch.log_softmax(piece @ cast.T, dim=-1, dtype=exact)
+            log_p = torch.log_softmax(multiply(piece, cast), dim=-1, dtype=exact)
             loss -= (1.0 - smoothing) * (log_p.gather(1, wanted) * counted).sum()
             if smoothing:
                 loss -= smoothing / weight.shape[0] * (log_p.sum(1, keepdim=True) * counted).sum()
@@ -84,12 +86,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             d_logits.scatter_add_(1, wanted, d_logits.new_full((1, 1), smoothing - 1.0).expand_as(wanted))
             lower = d_logits.to(hidden.dtype)
             if d_hidden is not None:
-                d_hidden[start : start + rows] = (lower @ cast).mul_(counted)
+                d_hidden[start : start + rows] = multiply(lower, cast.T).mul_(counted)
             if d_weight is not None:
-                if lower.dtype == d_weight.dtype:
-                    d_weight.addmm_(lower.T, piece * counted)
-                else:
-                    d_weight += lower.T @ (piece * counted)
+                d_weight += multiply(lower.T, (piece * counted).T)
         ctx.gradients = d_hidden, d_weight
         return loss
 

@@ -35,18 +35,35 @@ def test_strides_of_input_and_weight_do_not_matter() -> None:
         torch.testing.assert_close(product(x[:, 1:], conv.weight.t(), None), x[:, 1:] @ conv.weight)
 
 
-def test_training_keeps_torchs_kernels_to_the_bit() -> None:
+@needs_it
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradients_are_as_near_to_the_truth_as_torchs(compiled: bool) -> None:
     torch.manual_seed(0)
-    plain = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=97)).eval()
-    fast = GPT2LMHeadModel(plain.config).eval()
-    fast.load_state_dict(plain.state_dict())
+    plain = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=96, vocab_size=97)).eval()
+    exact, fast = (GPT2LMHeadModel(plain.config).eval() for _ in range(2))
+    for other in (exact.double(), fast):
+        other.load_state_dict(plain.state_dict())
     fast_linears(fast)
     ids = torch.randint(97, (2, 16))
-    for model in (plain, fast):
-        model(input_ids=ids, labels=ids).loss.backward()
-    for one, other in zip(plain.parameters(), fast.parameters(), strict=True):
-        assert one.grad is not None and other.grad is not None
-        assert torch.equal(one.grad, other.grad)
+    truth, theirs, ours = (
+        gradient_of(run, model, ids)
+        for run, model in ((exact, exact), (plain, plain), (torch.compile(fast) if compiled else fast, fast))
+    )
+    assert (ours - truth).norm() <= 2 * (theirs - truth).norm() > 0
+
+
+def gradient_of(run, model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    run(input_ids=ids).logits.square().mean().backward()
+    return torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
+
+
+@needs_it
+def test_frozen_weights_and_inputs_get_no_gradient() -> None:
+    x, linear = torch.randn(3, 4, 8), FastLinear(nn.Linear(8, 5))
+    linear.weight.requires_grad_(False)
+    linear(x).sum().backward()
+    assert x.grad is None and linear.weight.grad is None
+    torch.testing.assert_close(linear.bias.grad, torch.full((5,), 12.0))
 
 
 @needs_it
@@ -79,7 +96,6 @@ def test_an_encoder_scores_the_same() -> None:
 @needs_it
 def test_where_it_must_not_be_used() -> None:
     x, weight = torch.randn(2, 4), torch.randn(3, 4)
-    assert product(x, weight, None) is None  # a gradient may be wanted
     with torch.inference_mode():
         assert product(x.double(), weight.double(), None) is None
         assert product(x[:0], weight, None) is None
