@@ -81,6 +81,7 @@ class ReplacedTokenTask:
         from dataclasses import replace
 
         from llmkit.models.electra import KEY, fresh_generator, generator_beside
+        from llmkit.models.linear import fast_linears
 
         keys = dict(self.generator or {})
         name = keys.pop("name_or_path", None)
@@ -92,7 +93,9 @@ class ReplacedTokenTask:
         if name is None and beside is not None and (self.network.trained or not keys):
             name = str(beside)
         if name is None:
-            return fresh_generator(discriminator, keys, seed=self.network.seed)  # type: ignore[no-any-return]
+            fresh: nn.Module = fresh_generator(discriminator, keys, seed=self.network.seed)
+            fast_linears(fresh)
+            return fresh
         model = ModelSection(name_or_path=name, attn_implementation=self.network.model.attn_implementation)
         return build_network(replace(self.network, model=model), MASKED_LM)
 
