@@ -45,6 +45,9 @@ def quiet_libraries(recipe: Recipe, options: Options) -> None:
         "DATASETS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "true",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
+        # kernels that oneDNN and its binding keep: 1,024 by default, some megabytes each where lengths differ
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
+        "LRU_CACHE_CAPACITY": "16",
     }
     if not names_hub(recipe, options):
         settings |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}

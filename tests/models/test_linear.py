@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -103,3 +106,24 @@ def test_where_it_must_not_be_used() -> None:
             assert product(x, weight, None) is None
             assert FastLinear(nn.Linear(4, 3))(x).dtype == torch.bfloat16
         assert product(x, weight, None) is not None
+
+
+@needs_it
+def test_products_of_many_shapes_do_not_fill_the_memory() -> None:
+    """In a process of its own: the kernels that oneDNN keeps are bounded before it begins."""
+    code = """
+import resource, torch
+from llmkit import outcome
+outcome.names_hub = lambda *_: False
+outcome.quiet_libraries(None, None)
+from llmkit.models.linear import multiply
+weight = torch.randn(4096, 256)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+multiply(torch.randn(1200, 256), weight)
+before = peak()
+for rows in range(1000, 1200):
+    multiply(torch.zeros(rows, 256), weight)
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
+    assert float(done.stdout) < 1000  # MiB; 3,400 as torch leaves it
