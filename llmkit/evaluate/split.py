@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 """Called with (samples done, samples to do) by this process after each batch."""
 
-CPU_BATCH_TOKENS = 8192
+CPU_BATCH_TOKENS = 2048
 DEVICE_BATCH_TOKENS = 32768
 MAX_BATCH_SAMPLES = 256
 

@@ -20,8 +20,8 @@ from llmkit.models.wrapping import base_of, prompt_length
 SPARSE_BELOW = 0.9
 """Share of supervised positions under which gathering them costs less than computing the head everywhere."""
 
-SCORE_CHUNK = 2**25
-"""Logits held at once while scoring."""
+CPU_SCORE_CHUNK, SCORE_CHUNK = 2**23, 2**25
+"""Logits held at once while scoring; more are no faster."""
 
 
 class CausalLMModule(nn.Module):
@@ -100,7 +100,8 @@ class CausalLMModule(nn.Module):
         keep = torch.nonzero(flat != IGNORE).squeeze(1)
         states = (self.hidden(batch) if self.split_head else self.logits(batch)).flatten(0, 1)
         vocabulary = self.inner().get_output_embeddings().weight.shape[0] if self.split_head else states.shape[-1]
-        rows = max(SCORE_CHUNK // vocabulary, 1)
+        chunk_logits = CPU_SCORE_CHUNK if flat.device.type == "cpu" else SCORE_CHUNK
+        rows = max(chunk_logits // vocabulary, 1)
         nll, correct = [], []
         for chunk in keep.split(rows):
             logits = _upcast(self.head(states[chunk]) if self.split_head else states[chunk])

@@ -180,7 +180,7 @@ def test_score_agrees_with_the_loss(monkeypatch):
     module = module_of("llama")
     samples = BinPlan(documents(12), 30, 0, (1.0,), mask_stream="loss_mask").samples(0, np.arange(3))
     batch = collate(samples, 0, None)
-    monkeypatch.setattr("llmkit.models.lm.SCORE_CHUNK", 64 * 5)
+    monkeypatch.setattr("llmkit.models.lm.CPU_SCORE_CHUNK", 64 * 5)
     losses, hits = module.score(batch)
     assert losses.shape == hits.shape == batch["labels"].shape
     assert abs(losses.sum().item() - module(batch)["loss"].item()) < 1e-9
