@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -e '.[test]' -c constraints.txt
 	touch $(STAMP)
 
-# The five commands on data that every machine has: under six minutes on two cores
+# The five commands on data that every machine has: about three minutes on two cores
 quickstart: install
 	@set -e; run() { printf '\n$$ llmkit'; printf ' %s' "$$@"; printf '\n'; $(BIN)/llmkit "$$@"; }; \
 	run preprocess recipes/quickstart/pretrain.yaml; \
