@@ -179,6 +179,14 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([f"{result['benchmark']}: {result['what']}", *lines])
 
 
+def without_places(arguments: list[str]) -> list[str]:
+    """The command line with the names of this machine's directories as in --help."""
+    return [
+        word if before not in ("--data", "--work", "--results") else before.removeprefix("--").upper()
+        for before, word in zip(["", *arguments], arguments, strict=False)
+    ]
+
+
 Prepare = Callable[[Path, argparse.Namespace], dict[str, Side]]
 
 
@@ -213,7 +221,7 @@ def main(
         "benchmark": name,
         "what": doc.splitlines()[0],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", f"benchmarks.{name}", *without_places(sys.argv[1:])]),
         "settings": settings,
         "machine": {**machine(), "load_before": [round(one, 2) for one in load]},
         "versions": versions(ROOT),

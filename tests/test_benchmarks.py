@@ -101,3 +101,9 @@ def test_every_benchmark_has_a_help_a_row_in_the_readme_and_a_place_in_make() ->
     with ThreadPoolExecutor(4) as pool:
         for name, text in zip(BENCHMARKS, pool.map(helped, BENCHMARKS), strict=True):
             assert f"benchmarks.{name}" in text and "--rounds" in text
+
+
+def test_the_command_in_the_results_names_no_directory() -> None:
+    assert common.without_places(["--rounds", "1", "--data", "/home/me", "--steps", "2"]) == [
+        "--rounds", "1", "--data", "DATA", "--steps", "2",
+    ]  # fmt: skip
