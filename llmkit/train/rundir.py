@@ -132,13 +132,17 @@ class Lock:
             os.pwrite(self._handle, json.dumps(content, ensure_ascii=False).encode(), 0)
 
     def _holder(self) -> str:
-        for _ in range(10):  # the holder may have locked and not yet written its name
+        holder = "another process"
+        for _ in range(10):  # it may have locked and not yet written its name: nobody's is there, or that of one killed
             try:
                 told = json.loads(self.path.read_bytes())
-                return f"process {told['pid']} on {told['host']} since {told['started_at']} ({told['command']})"
+                holder = f"process {told['pid']} on {told['host']} since {told['started_at']} ({told['command']})"
+                if told["host"] != socket.gethostname() or os.path.exists(f"/proc/{told['pid']}"):
+                    break
             except (OSError, ValueError, KeyError, TypeError):
-                time.sleep(0.02)
-        return "another process"
+                pass
+            time.sleep(0.02)
+        return holder
 
     def _close(self) -> None:
         if self._handle is not None:

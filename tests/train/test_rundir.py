@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -179,6 +182,20 @@ def hold(path: str, pipe: Connection) -> None:
     with RunDirectory(Path(path), command="llmkit pretrain 秘.yaml"):
         pipe.send(os.getpid())
         pipe.recv()
+
+
+def test_a_holder_that_was_killed_is_not_named_for_the_one_that_just_locked(tmp_path: Path) -> None:
+    gone = SPAWN.Process(target=int)
+    gone.start()
+    gone.join()
+    told = {"host": socket.gethostname(), "started_at": "now", "command": "llmkit"}
+    lock = tmp_path / rundir.LOCK
+    lock.write_text(json.dumps({**told, "pid": gone.pid}))
+    with lock.open() as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        threading.Timer(0.05, lock.write_text, [json.dumps({**told, "pid": os.getpid()})]).start()
+        with pytest.raises(EnvironmentFailure, match=f"in use by process {os.getpid()} on "):
+            RunDirectory(tmp_path)
 
 
 def test_a_second_owner_is_refused_at_once_and_told_who_holds_it(tmp_path: Path) -> None:
