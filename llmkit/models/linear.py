@@ -44,22 +44,22 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = 
     """`x` (..., K) times `weight` (N, K), any strides, plus `bias` (N,), by the fastest product; no gradient."""
     if not _applies(x, weight) or not FASTER:
         return F.linear(x, weight, bias)
-    call = _opaque if torch.compiler.is_compiling() else torch.ops.mkldnn._linear_pointwise
-    made: torch.Tensor = call(x, weight, bias, "none", [], "")
+    return _opaque(x, weight, bias) if torch.compiler.is_compiling() else _bare(x, weight, bias)
+
+
+def _bare(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return made
 
 
 @torch.library.custom_op("llmkit::multiply", mutates_args=())
-def _opaque(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, attr: str, scalars: list[float], algorithm: str
-) -> torch.Tensor:
-    """The operator as the compiler may see it, which takes the bare one for its own, of constant weights."""
-    made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, attr, scalars, algorithm)
-    return made
+def _opaque(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The product as the compiler may see it, which takes the bare operator for its own, of constant weights."""
+    return _bare(x, weight, bias)
 
 
 @_opaque.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor, *_: object) -> torch.Tensor:
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
