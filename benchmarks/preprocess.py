@@ -1,8 +1,10 @@
-"""Preprocessing: the standard library as JSON lines, about 200 MB (--copies 174 for 2 GB), to a prepared dataset.
+"""Preprocessing: the standard library as JSON lines, repeated to 2 GB (--copies), to a prepared dataset.
 
 Ours is `llmkit preprocess`, by the time that it tells: hashing the sources, proving the fast engine equal to the exact
 one, encoding, shards with checksums, fsync and publishing. The peers are `datasets.map` with joining and cutting into
-blocks, and gigatoken alone, which writes nothing. No clock holds imports; `process_seconds` is the whole process.
+blocks, on a tenth of the corpus (--map-copies: its rate is the same, and a round of it takes minutes), and gigatoken
+alone, which writes nothing. Imports are in our time where `preprocess` does them after it has read the recipe, and in no
+peer's.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from benchmarks.runs import prepared_tokenizer, write_recipe
 TARGETS = [
     Target("megabytes_per_second", over="datasets_map", at_least=60),
     Target("megabytes_per_second", over="gigatoken_alone", at_least=0.5),
-    Target("process_seconds", over="datasets_map"),
     Target("peak_memory_bytes", at_most=600e6),
 ]
 
@@ -62,16 +63,18 @@ def trained_tokenizer(place: Path) -> Path:
 def prepare(place: Path, options: argparse.Namespace) -> dict[str, Side]:
     tokenizer = trained_tokenizer(place)
     jsonl = write_stdlib(place / "corpus.jsonl", options.copies)
+    part = write_stdlib(place / "part.jsonl", options.map_copies)
     recipe = recipe_of(place, jsonl, {"name_or_path": str(tokenizer)})
     return {
         "llmkit": partial(ours, place, recipe, jsonl.stat().st_size),
         "gigatoken_alone": partial(peer, "gigatoken_alone", jsonl, tokenizer),
-        "datasets_map": partial(peer, "datasets_map", jsonl, tokenizer),
+        "datasets_map": partial(peer, "datasets_map", part, tokenizer),
     }
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--copies", type=int, default=17, help="of the standard library, 11.5 MB each")
+    parser.add_argument("--copies", type=int, default=174, help="of the standard library, 11.7 MB each")
+    parser.add_argument("--map-copies", type=int, default=17, help="the same, for datasets.map")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ that worthwhile. What is done with a batch happens here, in input order, so resu
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ import numpy as np
 
 from llmkit.data.examples import Encoded
 from llmkit.data.process import INVALID, KEPT, Processed, Processor, select
+from llmkit.data.reading import Account, Unread, read, read_batch, read_lazily
 from llmkit.data.records import RecordBatch, Reject
 from llmkit.data.roles import EMPTY
 from llmkit.data.rolespecs import RoleSpec
 from llmkit.data.shardfile import MAIN_STREAM, Rows, count_ids
-from llmkit.data.sources import ResolvedSource, read
+from llmkit.data.sources import ResolvedSource
 from llmkit.data.store import Store
 from llmkit.data.tally import FIRST_BAD, add, count_examples, count_reason, count_scripts, count_steps
 from llmkit.data.text import in_validation
@@ -57,24 +59,25 @@ def run(plan: Plan, store: Store, advance: Callable[[int, str], None]) -> None:
     pending = list(_cursors(plan, store))
     if not pending:
         return
+    gc.freeze()  # what is there already need not be looked through for every batch
     committer = Committer(plan, store, advance)
-    numbers: deque[int] = deque()
-
-    def only_batches() -> Iterator[RecordBatch]:
-        for group, batch in _batches(plan, pending):
-            numbers.append(group)
-            yield batch
-
-    stages: list[Iterator[Any]] = [only_batches()]
+    work = Work([*plan.groups.values()], plan.roles, plan.processor)
+    notes: deque[Note] = deque()
+    stages: list[Iterator[Any]] = [_batches(plan, pending, notes)]
     if plan.workers:
         stages.append(prefetch(stages[-1]))
-        stages.append(ordered_map(plan.processor, stages[-1], plan.workers))
+        stages.append(ordered_map(work, stages[-1], plan.workers))
     else:  # what holds Python's lock shares a thread; encoding lets go of it
-        stages.append(prefetch(map(plan.processor.measure, stages[-1])))
+        stages.append(prefetch(map(work.measure, stages[-1])))
         stages.append(prefetch(map(plan.processor.encode, stages[-1])))
     try:
         for done in stages[-1]:
-            committer.commit(numbers.popleft(), done)
+            note = _next(notes)
+            if note.account is not None:
+                note.account.add(done.batch)
+            committer.commit(note.group, done)
+        while notes:
+            notes.popleft().close()
     finally:
         for stage in reversed(stages):
             stage.close()
@@ -97,10 +100,57 @@ def _cursors(plan: Plan, store: Store) -> Iterator[Cursor]:
             yield number, source, progress["resume"] if here else None
 
 
-def _batches(plan: Plan, pending: list[Cursor]) -> Iterator[tuple[int, RecordBatch]]:
+Item = tuple[int, RecordBatch | Unread]
+"""Group number, and a batch."""
+
+
+@dataclass
+class Note:
+    """What is kept here of a batch under way; `last` follows the batches of a source."""
+
+    group: int
+    account: Account | None
+    last: bool = False
+
+    def close(self) -> None:
+        if self.account is not None:
+            self.account.close()
+
+
+def _next(notes: deque[Note]) -> Note:
+    """The note of the next batch, after the sources that ended before it. Raises DataError."""
+    while (note := notes.popleft()).last:
+        note.close()
+    return note
+
+
+def _batches(plan: Plan, pending: list[Cursor], notes: deque[Note]) -> Iterator[Item]:
+    """`limit` needs every record counted before the next is read; without it, lines are parsed where they are used."""
     for group, source, resume in pending:
-        for batch in read(source, plan.roles, resume=resume):
+        lazily = source.section.limit is None
+        account = Account(source, resume) if lazily else None
+        for batch in (read_lazily if lazily else read)(source, plan.roles, resume=resume):
+            notes.append(Note(group, account))
             yield group, batch
+        notes.append(Note(group, account, last=True))
+
+
+@dataclass
+class Work:
+    """What is done with a batch, here or in a worker process."""
+
+    groups: list[list[ResolvedSource]]
+    roles: RoleSpec
+    processor: Processor
+
+    def measure(self, item: Item) -> Processed:
+        group, batch = item
+        if isinstance(batch, Unread):
+            batch = read_batch(self.groups[group][batch.source], self.roles, batch)
+        return self.processor.measure(batch)
+
+    def __call__(self, item: Item) -> Processed:
+        return self.processor.encode(self.measure(item))
 
 
 class Committer:

@@ -11,7 +11,7 @@ from llmkit.data.clean.steps import Cleaner, build_cleaners
 from llmkit.data.examples import Encoded, Encoder, Ragged
 from llmkit.data.records import RecordBatch, Reject
 from llmkit.data.shardfile import MAIN_STREAM
-from llmkit.data.text import content_hash, count_words, map_texts, record_bytes, record_text, texts_of
+from llmkit.data.text import content_hash, count_words, document_hash, map_texts, record_bytes, record_text, texts_of
 from llmkit.recipe.sections import CleanStep
 
 KEPT, INVALID = -1, -2
@@ -96,7 +96,7 @@ class Processor:
                 done.reasons[i] = f"text holds the lone surrogate U+{code:04X}, which is not a character"
                 texts.append("")
                 continue
-            done.hashes[i] = content_hash(data)
+            done.hashes[i] = document_hash(data)
             done.characters[i] = len(text)
             done.sizes[-1, i] = len(data) if "text" in columns else len(text.encode())
             texts.append(text)
@@ -111,11 +111,11 @@ class Processor:
             data = [text.encode() for text in texts]
         except UnicodeEncodeError:
             return False
-        for i, digest in zip(alive, map(content_hash, data), strict=True):
+        for i, digest in zip(alive, map(document_hash, data), strict=True):
             done.hashes[i] = digest
         done.characters[alive] = [len(text) for text in texts]
         done.sizes[-1, alive] = [len(one) for one in data]
-        done.words[alive], done.cjk[alive] = count_words(texts)
+        done.words[alive], done.cjk[alive] = count_words(texts, data)
         return True
 
     def _encode(self, batch: RecordBatch, alive: np.ndarray) -> Encoded:

@@ -9,6 +9,7 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+import xxhash
 
 HASH_BYTES = 16
 OTHER, SPACE, CJK = 0, 1, 2
@@ -57,18 +58,18 @@ def _classes() -> np.ndarray:
 
 def _plain_words(codes: np.ndarray) -> np.ndarray:
     """(C,) bool: ASCII characters (C,) uint8 that belong to words. Below a range the difference wraps around."""
-    words = np.ones(len(codes), bool)
-    for first, last in SEPARATOR_RANGES:
-        if first < 0x80:
-            words &= codes - np.uint8(first) > last - first
+    (first, last), *others = [one for one in SEPARATOR_RANGES if one[0] < 0x80]
+    words: np.ndarray = codes - np.uint8(first) > last - first
+    for first, last in others:
+        words &= codes - np.uint8(first) > last - first
     return words
 
 
 def _word_starts(words: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """(C,) bool: characters that begin a word, of the flags (C,) of those in one; `starts` of texts laid end to end
     begin anew."""
-    begins = words.copy()
-    begins[1:] &= ~words[:-1]
+    begins = np.empty_like(words)
+    np.greater(words[1:], words[:-1], out=begins[1:])
     heads = starts[starts < len(words)]
     begins[heads] = words[heads]
     return begins
@@ -81,8 +82,8 @@ def _sums(flags: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray
     return np.searchsorted(positions, ends) - np.searchsorted(positions, starts)
 
 
-def count_words(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) words and (N,) CJK characters of N texts.
+def count_words(texts: list[str], encoded: list[bytes] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) words and (N,) CJK characters of N texts; `encoded` are the same in UTF-8, where that is at hand.
 
     Words are separated by whitespace and by CJK punctuation; each CJK character is a word of its own.
     """
@@ -93,13 +94,14 @@ def count_words(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     for plain, members in enumerate(groups):
         if not members:
             continue
-        joined = "".join([texts[i] for i in members])
         ends = np.cumsum([len(texts[i]) for i in members])
         starts = np.concatenate(([0], ends[:-1]))
         if plain:  # comparing bytes is ten times faster than looking them up
-            codes = np.frombuffer(joined.encode("ascii"), np.uint8)
+            data = b"".join([encoded[i] if encoded is not None else texts[i].encode() for i in members])
+            codes = np.frombuffer(data, np.uint8)
             words[members] = _sums(_word_starts(_plain_words(codes), starts), starts, ends)
             continue
+        joined = "".join([texts[i] for i in members])
         classes = _classes()[np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4")]
         ideographs = classes == CJK
         words[members] = _sums(_word_starts(classes == OTHER, starts) | ideographs, starts, ends)
@@ -108,7 +110,13 @@ def count_words(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def content_hash(data: bytes) -> bytes:
+    """By which documents are dropped as copies: nobody can write another of the same hash."""
     return blake2b(data, digest_size=HASH_BYTES).digest()
+
+
+def document_hash(data: bytes) -> bytes:
+    """By which documents are sampled, held out and named in results: twenty times faster, without that promise."""
+    return xxhash.xxh3_128_digest(data)
 
 
 def in_validation(digest: bytes, fraction: float) -> bool:

@@ -7,7 +7,6 @@ used where it is proven equal to `tokenizers` on a sample of the data at the sta
 
 from __future__ import annotations
 
-import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +137,7 @@ class BatchEncoder:
         self._engine = engine
         self._slow: Any = None
         self._fast: Any = None
-        self._special: re.Pattern[str] | None = None
+        self._special: list[tuple[int, int]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         return {"directory": self.directory, "engine": self._engine, "parse_special": self.parse_special}
@@ -157,12 +156,16 @@ class BatchEncoder:
         if self._slow is None:
             core = read_core(self.directory, literal=not self.parse_special)
             self._slow = core if self.parse_special else read_literal(self.directory)
-            contents = [token.content for token in core.get_added_tokens_decoder().values() if token.special]
-            if contents and not self.parse_special:
-                longest_first = sorted(contents, key=len, reverse=True)
-                self._special = re.compile("|".join(re.escape(content) for content in longest_first))
         if self.engine == "gigatoken" and self._fast is None:
             self._fast = read_fast(self.directory)
+            if not self.parse_special:
+                self._special = _runs(self._ids_of_special())
+
+    def _ids_of_special(self) -> list[int]:
+        """The ids that gigatoken gives where a text spells a special token, in order."""
+        added = read_core(self.directory).get_added_tokens_decoder().values()
+        found = [self._fast.encode(token.content).tolist() for token in added if token.special]
+        return sorted({ids[0] for ids in found if len(ids) == 1})
 
     def encode(self, texts: list[str]) -> Ragged:
         """values (sum of lengths,) uint32 ids, lengths (N,) int64. Lone surrogates raise UnicodeEncodeError."""
@@ -171,14 +174,10 @@ class BatchEncoder:
             return Ragged(np.empty(0, np.uint32), np.empty(0, np.int64))
         if self._fast is None:
             return self.encode_exactly(texts)
-        found = self._special
-        marked = [i for i, text in enumerate(texts) if found.search(text)] if found is not None else []
-        if not marked:
-            return self._encode_fast(texts)
+        rows = self._encode_fast(texts)
         # gigatoken always parses special tokens, so documents that spell one take the exact path
-        exact = self.encode_exactly([texts[i] for i in marked])
-        rest = self._encode_fast(["" if i in set(marked) else text for i, text in enumerate(texts)])
-        return _merge(rest, exact, marked)
+        marked = _rows_with(rows, self._special)
+        return _replace(rows, self.encode_exactly([texts[i] for i in marked]), marked) if marked else rows
 
     def _encode_fast(self, texts: list[str]) -> Ragged:
         layout = self._fast.encode_batch(texts).layout
@@ -206,19 +205,36 @@ class BatchEncoder:
         return _flat([encoding.ids for encoding in encodings]), places
 
 
-def _merge(rest: Ragged, exact: Ragged, places: list[int]) -> Ragged:
-    """Puts the rows of `exact` into `rest`, whose rows at `places` are empty."""
-    ends = np.cumsum(rest.lengths)
-    cuts, pieces, at = np.cumsum(exact.lengths), [], 0
-    lengths = rest.lengths.copy()
+def _runs(ids: list[int]) -> list[tuple[int, int]]:
+    """(first, last) of the stretches of consecutive numbers in a sorted list."""
+    runs: list[tuple[int, int]] = []
+    for number in ids:
+        joins = bool(runs) and runs[-1][1] == number - 1
+        runs[-1:] = [(runs[-1][0], number)] if joins else [*runs[-1:], (number, number)]
+    return runs
+
+
+def _rows_with(rows: Ragged, runs: list[tuple[int, int]]) -> list[int]:
+    """The rows that hold an id of one of the runs. Below a run the difference wraps around."""
+    found: list[int] = []
+    for first, last in runs:
+        places = np.flatnonzero(rows.values - np.uint32(first) <= np.uint32(last - first))
+        found += np.searchsorted(np.cumsum(rows.lengths), places, side="right").tolist() if len(places) else []
+    return sorted(set(found))
+
+
+def _replace(rows: Ragged, others: Ragged, places: list[int]) -> Ragged:
+    """The rows, with those at `places` replaced by `others`."""
+    ends, cuts = np.cumsum(rows.lengths), np.cumsum(others.lengths)
+    lengths, pieces, at = rows.lengths.copy(), [], 0
     for k, place in enumerate(places):
-        begin = int(ends[place])
-        pieces.append(rest.values[at:begin])
-        pieces.append(exact.values[cuts[k] - exact.lengths[k] : cuts[k]])
-        lengths[place] = exact.lengths[k]
-        at = begin
-    pieces.append(rest.values[at:])
-    return Ragged(np.concatenate(pieces), lengths)
+        pieces += [
+            rows.values[at : ends[place] - rows.lengths[place]],
+            others.values[cuts[k] - others.lengths[k] : cuts[k]],
+        ]
+        lengths[place] = others.lengths[k]
+        at = int(ends[place])
+    return Ragged(np.concatenate([*pieces, rows.values[at:]]), lengths)
 
 
 def choose_engine(directory: Path, sample: list[str]) -> Engine:

@@ -19,9 +19,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from llmkit.data.clean.steps import build_cleaners
 from llmkit.data.process import KEPT, clean_batch
+from llmkit.data.reading import read
 from llmkit.data.rolespecs import RoleSpec
-from llmkit.data.sources import ResolvedSource, read
-from llmkit.data.text import content_hash, in_validation, record_bytes, record_text
+from llmkit.data.sources import ResolvedSource
+from llmkit.data.text import document_hash, in_validation, record_bytes, record_text
 from llmkit.data.tokenizer import choose_engine
 from llmkit.data.tokenizer_core import byte_of, read_core, read_vocabulary
 from llmkit.data.tokenizer_files import import_tokenizer, section_identity, source_identity, tokenizer_source
@@ -32,7 +33,7 @@ from llmkit.recipe.sections import Recipe
 from llmkit.recipe.tasks import CHATS
 from llmkit.report.console import Console
 
-VERSION = 2
+VERSION = 3
 """Counted up when training gives another tokenizer from the same sample."""
 SAMPLE_BYTES = {
     "bpe": 64 * 2**20,
@@ -165,7 +166,7 @@ def _training_sample(recipe: Recipe, sources: list[ResolvedSource], roles: RoleS
                 text = record_text(batch.columns, i, roles.content_roles())
                 if not _is_unicode(text):
                     continue
-                digest = content_hash(record_bytes(batch.columns, i))
+                digest = document_hash(record_bytes(batch.columns, i))
                 held = recipe.data.validation_fraction
                 if held is not None and in_validation(digest, held):
                     continue

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from llmkit.data.labels import apply_names, names_of, spell
+from llmkit.data.reading import read
 from llmkit.data.rolespecs import CLASSIFICATION
-from llmkit.data.sources import content_hash, read, resolve_sources
+from llmkit.data.sources import content_hash, resolve_sources
 from llmkit.errors import DataError
 from llmkit.recipe.sections import SourceSection
 

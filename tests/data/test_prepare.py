@@ -220,19 +220,40 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(
 
 
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmkit.data import pipeline
-
-    read = pipeline.read
-    monkeypatch.setattr(pipeline, "read", lambda *args, **options: read(*args, **{**options, "batch_bytes": 3_000}))
+    monkeypatch.setattr("llmkit.data.reading.BATCH_BYTES", 3_000)
 
 
-def test_worker_processes_give_the_same_bytes(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clean = [{"step": "normalize"}, {"step": "exact_dedup"}]
+@pytest.mark.parametrize("clean", [[], [{"step": "normalize"}, {"step": "exact_dedup"}]])
+def test_worker_processes_give_the_same_bytes(
+    tmp_path: Path, corpus: Path, clean: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines are parsed there too: bad and blank ones, a key that stands twice, a limit, a line of text a record."""
+    lines = [*corpus.read_bytes().splitlines()[::7], b"", b"{", b'{"text": "a", "text": "b"}', b'{"text": ""}', b"  "]
+    (tmp_path / "odd.jsonl").write_bytes(b"\n".join(lines * 9))
+    (tmp_path / "lines.txt").write_text("".join(f"{text_of(i)}\n\n" for i in range(90)), encoding="utf-8")
     small_batches(monkeypatch)
-    alone = made(recipe_for(tmp_path / "alone", corpus, clean=clean))
+    keys = {"clean": clean, "max_bad_fraction": 0.5, "validation_fraction": 0.1, "num_workers": 1}
+    odd = {"path": str(tmp_path / "odd.jsonl")}
+    keys["train"] = [{"path": str(corpus)}, odd, {**odd, "limit": 70}]
+    keys["train"] += [{"path": str(tmp_path / "lines.txt"), "sample_by": "line"}]
+    alone = made(recipe_for(tmp_path / "alone", **keys))
     monkeypatch.setattr(preparation, "_workers", lambda *_: 2)
-    together = made(recipe_for(tmp_path / "together", corpus, clean=clean))
+    together = made(recipe_for(tmp_path / "together", **keys))
     assert contents(alone.directory) == contents(together.directory)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_source_without_records_is_named_after_the_others_were_read(
+    tmp_path: Path, corpus: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation, "_workers", lambda *_: workers)
+    for content, message in (
+        (b'{"text": ""}\n', "the first .*b.jsonl:1: text is empty"),
+        (b"\n\n", "there are no rows"),
+    ):
+        (tmp_path / "b.jsonl").write_bytes(content)
+        with pytest.raises(DataError, match=f"no usable record in source .*b.jsonl.*{message}"):
+            made(with_gpt(tmp_path, corpus, tmp_path / "b.jsonl", max_bad_fraction=1.0))
 
 
 def _prepare_in_child(recipe: Recipe) -> None:

@@ -20,9 +20,9 @@ from tests.faults.mounts import on_tmpfs
 ROOT = Path(__file__).resolve().parents[2]
 SLOW = """
 import functools, sys, time
-from llmkit.data import pipeline, prepare, store, tokenizer_make
+from llmkit.data import prepare, reading, store, tokenizer_make
 prepare.prepare = functools.partial(prepare.prepare, shard_bytes=20_000)
-pipeline.read = functools.partial(pipeline.read, batch_bytes=8_000)
+reading.BATCH_BYTES = 8_000
 checkpoint = store.Store.checkpoint
 def slow(self):
     checkpoint(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from llmkit.data.readers.jsonl import _count
 from llmkit.data.roles import EMPTY
 from llmkit.data.rolespecs import INSTRUCTION, TEXT, RoleSpec
 from llmkit.errors import DataError
@@ -232,3 +234,12 @@ def test_no_rows_is_an_error_that_says_why(tmp_path: Path) -> None:
         read_all(write(tmp_path / "b.jsonl", "\n\n"))
     with pytest.raises(DataError, match=r"2 were rejected, the first .*c.jsonl:1: expected a JSON object"):
         read_all(write(tmp_path / "c.jsonl", "[]\n[]\n"), TEXT)
+
+
+def test_names_are_counted_as_bytes_count_them() -> None:
+    dice = random.Random(3)
+    for size in (10, 999, 1000, 1001, 5000):
+        data = bytes(dice.choices(b'"a: bte', k=size))
+        for name in (b'"a"', b'"te"', b'""', b'"be at"'):
+            places = sum(data.startswith(name, i) for i in range(size))  # two may share a quote
+            assert _count(data, name) == (places if size >= 1000 else data.count(name))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmkit.data import sources
+from llmkit.data import reading, sources
 from llmkit.data.records import RecordBatch
 from llmkit.data.rolespecs import INSTRUCTION, TEXT, RoleSpec
 from llmkit.errors import DataError, LlmkitError
@@ -22,7 +22,7 @@ def read_all(path: Any, roles: RoleSpec = TEXT, batch_bytes: int = 4_000_000, **
     path = str(path) if isinstance(path, Path) else path
     section = SourceSection.model_validate({"path": path, **keys})
     [source] = sources.resolve_sources([section], roles, split="train")
-    return list(sources.read(source, roles, batch_bytes=batch_bytes))
+    return list(reading.read(source, roles, batch_bytes=batch_bytes))
 
 
 def records(batches: list[RecordBatch], role: str = "text") -> list[Any]:
@@ -47,10 +47,10 @@ def assert_resumes(path: Path, roles: RoleSpec = TEXT, batch_bytes: int = 64, ro
     [source] = sources.resolve_sources(
         [SourceSection.model_validate({"path": str(path), **keys})], roles, split="train"
     )
-    whole = list(sources.read(source, roles, batch_bytes=batch_bytes))
+    whole = list(reading.read(source, roles, batch_bytes=batch_bytes))
     assert len(whole) > 2
     for stop in range(len(whole)):
-        rest = list(sources.read(source, roles, resume=whole[stop].resume, batch_bytes=batch_bytes))
+        rest = list(reading.read(source, roles, resume=whole[stop].resume, batch_bytes=batch_bytes))
         assert rest == whole[stop + 1 :], stop
 
 
@@ -238,7 +238,7 @@ def test_limit_counts_usable_records_and_ends(tmp_path: Path) -> None:
     batches = read_all(path, limit=2)
     assert records(batches) == ["a", "b"]
     [source] = sources.resolve_sources([SourceSection(path=str(path), limit=2)], TEXT, split="train")
-    assert list(sources.read(source, TEXT, resume=batches[-1].resume)) == []
+    assert list(reading.read(source, TEXT, resume=batches[-1].resume)) == []
 
 
 def test_keys_of_another_format_are_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from llmkit.data import sources
+from llmkit.data import reading, sources
 from llmkit.data.readers.stdlib import function_pairs
 from llmkit.data.rolespecs import INSTRUCTION, TEXT
 from llmkit.errors import DataError, LlmkitError
@@ -136,7 +136,7 @@ def test_directories_globs_and_lists(tmp_path: Path) -> None:
 
 
 def test_missing_paths_name_the_nearest_and_stay_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmkit.data.sources.READERS", {})  # nothing may be read, the Hub least of all
+    monkeypatch.setattr("llmkit.data.reading.READERS", {})  # nothing may be read, the Hub least of all
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "train.jsonl", LINES)
     (tmp_path / "data").mkdir()
@@ -179,10 +179,10 @@ def test_hub_ids_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     for path in ("org/name", "hf://org/name", "hf://datasets/org/name"):
         section = SourceSection(path=path, name="zh", revision="abc")
         [source] = sources.resolve_sources([section], TEXT, split="validation")
-        batches = list(sources.read(source, TEXT))
+        batches = list(reading.read(source, TEXT))
         assert len(records(batches)) == 2500
         assert asked[-1] == ("org/name", "zh", {"split": "validation", "revision": "abc", "streaming": True})
-    rest = list(sources.read(source, TEXT, resume=batches[0].resume))
+    rest = list(reading.read(source, TEXT, resume=batches[0].resume))
     assert records(batches[:1]) + records(rest) == records(batches)
     assert places(rest)[0] == (1001, None)
 
@@ -200,13 +200,13 @@ def test_hub_failures_are_data_errors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_standard_library_as_text() -> None:
     [source] = sources.resolve_sources([SourceSection(path="builtin:python-stdlib")], TEXT, split="train")
-    batches = list(sources.read(source, TEXT))
+    batches = list(reading.read(source, TEXT))
     total = sum(len(text.encode()) for text in records(batches))
     assert 5_000_000 < total < 20_000_000
     assert all(ast_ok(text) for text in records(batches)[:20])
     assert not any("site-packages" in batch.file or "/test/" in batch.file for batch in batches)
     middle = len(batches) // 2
-    rest = sources.read(source, TEXT, resume=batches[middle].resume)
+    rest = reading.read(source, TEXT, resume=batches[middle].resume)
     assert next(rest).file == batches[middle + 1].file
 
 
@@ -218,7 +218,7 @@ def ast_ok(text: str) -> bool:
 def test_standard_library_as_instructions() -> None:
     section = SourceSection(path="builtin:python-stdlib", limit=300)
     [source] = sources.resolve_sources([section], INSTRUCTION, split="train")
-    messages = records(list(sources.read(source, INSTRUCTION)), "messages")
+    messages = records(list(reading.read(source, INSTRUCTION)), "messages")
     assert len(messages) == 300
     for question, answer in messages:
         assert (question["role"], answer["role"]) == ("user", "assistant")
@@ -404,7 +404,7 @@ def test_parallel_resumes(tmp_path: Path) -> None:
     write(tmp_path / "a.zh.gz", gzip.compress("".join(f"第 {i} 行\n" for i in range(30)).encode()))
     section = SourceSection.model_validate({"path": pair})
     [source] = sources.resolve_sources([section], PAIRS, split="train")
-    whole = list(sources.read(source, PAIRS, batch_bytes=50))
+    whole = list(reading.read(source, PAIRS, batch_bytes=50))
     assert len(whole) > 3
     for stop, batch in enumerate(whole):
-        assert list(sources.read(source, PAIRS, resume=batch.resume, batch_bytes=50)) == whole[stop + 1 :]
+        assert list(reading.read(source, PAIRS, resume=batch.resume, batch_bytes=50)) == whole[stop + 1 :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -242,6 +243,26 @@ def test_imports_encode_as_transformers_does(tmp_path: Path, name: str) -> None:
     spelled = expected.eos_token or expected.sep_token
     tokens = BatchEncoder(tmp_path / "tokenizer").encode([f"a {spelled} b"]).values
     assert (special.eos if special.eos is not None else special.sep) not in tokens
+
+
+def test_texts_that_spell_special_tokens_stay_text_in_both_engines(tmp_path: Path) -> None:
+    """Special tokens of neighbouring and of scattered ids, at either end of the batch, several in a text, and beside
+    empty texts."""
+    texts = made(5, 60)
+    spec = TokenizerTrain(algorithm="bpe", vocab_size=700)
+    names = ("<|a|>", "<|b|>", "<|c|>")
+    train_tokenizer(lambda: texts, spec, tmp_path, additional=names)
+    content = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    last = max(token["id"] for token in content["added_tokens"]) + 700
+    content["added_tokens"].append({**content["added_tokens"][0], "id": last, "content": "<|far|>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    dice = random.Random(7)
+    spelled = [text + dice.choice((*names, "<|far|>", END)) * dice.randrange(3) + text[:9] for text in texts[:30]]
+    batch = [END, "", *spelled, "", texts[-1], f"{names[0]}{names[2]}"]
+    fast, slow = (BatchEncoder(tmp_path, engine).encode(batch) for engine in ("gigatoken", "tokenizers"))
+    assert np.array_equal(fast.values, slow.values)
+    assert np.array_equal(fast.lengths, slow.lengths)
+    assert not {token["id"] for token in content["added_tokens"]} & set(slow.values.tolist())
 
 
 def test_a_generic_tokenizer_needs_no_transformers(tmp_path: Path) -> None:

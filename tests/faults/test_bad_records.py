@@ -146,13 +146,13 @@ def rows_of(data: Prepared, split: str) -> set[tuple[Any, ...]]:
 
 HUGE = """
 import resource, sys
-from llmkit.data import sources
+from llmkit.data import reading, sources
 from llmkit.data.rolespecs import TEXT
 from llmkit.recipe.sections import SourceSection
 section = SourceSection.model_validate({"path": sys.argv[1], **eval(sys.argv[2])})
 [source] = sources.resolve_sources([section], TEXT, split="train")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-batches = list(sources.read(source, TEXT))
+batches = list(reading.read(source, TEXT))
 print([text for batch in batches for text in batch.columns.get("text", [])])
 print([(one.line, one.offset, one.reason) for batch in batches for one in batch.rejects])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from llmkit.data import sources
+from llmkit.data import reading, sources
 from llmkit.data.process import Processor
 from llmkit.data.rolespecs import RoleSpec
 from llmkit.data.shardfile import _field_array
@@ -297,7 +297,7 @@ def take(path: Path, name: str, roles: RoleSpec, process: Processor) -> tuple[in
     section = SourceSection.model_validate({"path": str(path), **FORMATS[name][3]})
     [source] = sources.resolve_sources([section], roles, split="train")
     rows = rejects = 0
-    for batch in sources.read(source, roles, batch_bytes=3000):
+    for batch in reading.read(source, roles, batch_bytes=3000):
         rows, rejects = rows + len(batch), rejects + len(batch.rejects)
         for reject in batch.rejects:
             json.dumps(reject.as_json())

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from llmkit.data import sources
+from llmkit.data import reading, sources
 from llmkit.data.prepared import open_prepared
 from llmkit.data.rolespecs import TEXT
 from llmkit.data.tokenizer import load_tokenizer
@@ -80,7 +80,7 @@ def use_template(place: Path, text: str) -> None:
 def use_data(path: Path, **keys: Any) -> list[str]:
     section = SourceSection.model_validate({"path": str(path), **keys})
     [source] = sources.resolve_sources([section], TEXT, split="train")
-    return [text for batch in sources.read(source, TEXT) for text in batch.columns.get("text", [])]
+    return [text for batch in reading.read(source, TEXT) for text in batch.columns.get("text", [])]
 
 
 # --- models -----------------------------------------------------------------------------------------------------------

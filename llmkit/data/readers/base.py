@@ -1,7 +1,7 @@
 """What every reader takes and gives: a file of a source, the options of its recipe entry, chunks of rows with places.
 
 A reader is a generator function `read(reading, state) -> Iterator[Chunk]` in a file of its own and a row in
-`sources.READERS`. It knows nothing of roles: it gives rows (dicts, or lists with or without column names), the line and
+`reading.READERS`. It knows nothing of roles: it gives rows (dicts, or lists with or without column names), the line and
 byte offset of each, and the records it could not read. `state` is what an earlier chunk carried: start after it.
 """
 

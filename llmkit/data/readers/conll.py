@@ -22,8 +22,8 @@ def read_conll(reading: Reading, state: dict[str, Any] | None) -> Iterator[Chunk
         if block.oversized:
             sentence.fail(block.line, block.offset, too_long(block.oversized))
             continue
-        texts, bad = block.texts(encoding)
-        for index, (offset, text) in enumerate(zip(block.offsets, texts, strict=True)):
+        texts, offsets, bad = block.texts(encoding)
+        for index, (offset, text) in enumerate(zip(offsets, texts, strict=True)):
             line = block.line + index
             if index in bad:
                 sentence.fail(line, offset, bad[index])

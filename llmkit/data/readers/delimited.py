@@ -86,8 +86,8 @@ class _Lines:
                 self.line, self.offset = block.end_line, block.end_offset
                 yield "\n"
                 continue
-            texts, bad = block.texts(encoding)
-            starts = [*block.offsets, block.end_offset]
+            texts, offsets, bad = block.texts(encoding)
+            starts = [*offsets, block.end_offset]
             for index, text in enumerate(texts):
                 self.line, self.offset = block.line + index, starts[index]
                 self.taken.append(_Line(self.line, self.offset, text, bad.get(index)))

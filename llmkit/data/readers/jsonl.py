@@ -7,33 +7,33 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import orjson
 
 from llmkit.data.readers.base import Bad, Chunk, Reading
-from llmkit.data.readers.lines import Block, read_blocks, text_stream, too_long, undecodable
+from llmkit.data.readers.lines import Block, Unparsed, read_blocks, text_stream, too_long, undecodable
 
 
-def read_jsonl(reading: Reading, state: dict[str, Any] | None) -> Iterator[Chunk]:
+def read_jsonl(reading: Reading, state: dict[str, Any] | None) -> Iterator[Unparsed]:
     """Rows are dicts. Blank lines are passed over. State: byte offset and line."""
     place = state or {"line": 1, "offset": 0}
     stream, encoding = text_stream(reading)
     for block in read_blocks(reading, stream, line=place["line"], offset=place["offset"]):
-        yield parse_block(block, encoding)
+        yield Unparsed(parse_block, block, encoding)
 
 
 def parse_block(block: Block, encoding: str) -> Chunk:
-    after = {"line": block.end_line, "offset": block.end_offset}
     if block.oversized:
-        return Chunk([], [], [], [(block.line, block.offset, too_long(block.oversized))], after)
+        return Chunk([], [], [], [(block.line, block.offset, too_long(block.oversized))], {})
+    lines, offsets = block.lines(), block.offsets()
     if encoding == "utf-8":
         try:
-            rows = list(map(orjson.loads, block.lines))
+            rows = list(map(orjson.loads, lines))
         except orjson.JSONDecodeError:
-            return _parse_carefully(block, encoding, after)
+            return _parse_carefully(block.line, offsets, lines, encoding)
         if set(map(type, rows)) == {dict} and not _repeats(block.data, rows):
-            lines: list[int | None] = list(range(block.line, block.end_line))
-            return Chunk(rows, lines, list(block.offsets), [], after)
-    return _parse_carefully(block, encoding, after)
+            return Chunk(rows, list(range(block.line, block.end_line)), list(offsets), [], {})
+    return _parse_carefully(block.line, offsets, lines, encoding)
 
 
 def _repeats(data: bytes, rows: list[dict[str, Any]]) -> bool:
@@ -42,7 +42,22 @@ def _repeats(data: bytes, rows: list[dict[str, Any]]) -> bool:
     Inside a string its quotes would be escaped, so only another string of that very text gives a false alarm.
     """
     keys = set().union(*rows) if len(rows) > 1 else set(rows[0])
-    return any(data.count(b'"%b"' % key.encode()) > sum(key in row for row in rows) for key in keys)
+    return any(_count(data, b'"%b"' % key.encode()) > sum(key in row for row in rows) for key in keys)
+
+
+def _count(data: bytes, name: bytes) -> int:
+    """`data.count(name)` for two bytes or more: twice as fast, and without Python's lock.
+
+    Looks for the first two bytes at even places, then at odd ones.
+    """
+    if len(data) < 1000:
+        return data.count(name)
+    pair = int.from_bytes(name[:2], "little")
+    found = 0
+    for shift in (0, 1):
+        pairs = np.frombuffer(data, "<u2", (len(data) - shift) // 2, shift)
+        found += sum(data.startswith(name, 2 * place + shift) for place in np.flatnonzero(pairs == pair).tolist())
+    return found
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -58,9 +73,9 @@ class DuplicateKey(ValueError):
     """The argument is the reason of a reject."""
 
 
-def _parse_carefully(block: Block, encoding: str, after: dict[str, Any]) -> Chunk:
-    chunk = Chunk([], [], [], [], after)
-    for line, offset, data in zip(range(block.line, block.end_line), block.offsets, block.lines, strict=True):
+def _parse_carefully(first: int, offsets: list[int], lines: list[memoryview], encoding: str) -> Chunk:
+    chunk = Chunk([], [], [], [], {})
+    for line, (offset, data) in enumerate(zip(offsets, map(bytes, lines), strict=True), first):
         if not data or data.isspace():
             continue
         row = parse_line(data, encoding)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import codecs
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from typing import Any
 
-from llmkit.data.readers.base import MAX_RECORD_BYTES, MAX_ROWS, Reading
+import numpy as np
+
+from llmkit.data.readers.base import MAX_RECORD_BYTES, MAX_ROWS, Chunk, Reading
 from llmkit.data.readers.streams import ByteStream, skip
 
 BOM = codecs.BOM_UTF8
@@ -16,38 +18,69 @@ BOM = codecs.BOM_UTF8
 
 @dataclass(slots=True)
 class Block:
-    """Whole lines without their line feed (a carriage return may stand). `line`, `offset`: place of the first.
+    """Whole lines as they stand in the file. `line`, `offset`: place of the first. `ends` (N,): where each line ends in
+    `data`, at its line feed, which the last may lack.
 
-    `end_line`, `end_offset`: where the next block starts. `data`: the lines as they stand in the file. `oversized`:
-    bytes of a line that was passed over; then `lines` is empty.
+    `oversized`: bytes of one line that was passed over; then `data` is empty.
     """
 
-    lines: list[bytes]
+    data: bytes
+    ends: np.ndarray
     line: int
     offset: int
-    end_line: int
-    end_offset: int
-    data: bytes = b""
     oversized: int = 0
 
     @property
+    def end_line(self) -> int:
+        """Where the next block starts."""
+        return self.line + (len(self.ends) or 1)
+
+    @property
+    def end_offset(self) -> int:
+        return self.offset + (self.oversized or len(self.data))
+
+    def lines(self) -> list[memoryview]:
+        """The lines without their line feed (a carriage return may stand), not copied."""
+        view, ends = memoryview(self.data), self.ends.tolist()
+        return [view[begin:end] for begin, end in zip([0, *(end + 1 for end in ends)], ends, strict=False)]
+
     def offsets(self) -> list[int]:
         """Byte offset of each line in the decompressed file."""
-        return list(accumulate((len(line) + 1 for line in self.lines[:-1]), initial=self.offset))
+        return [self.offset, *(self.ends[:-1] + (self.offset + 1)).tolist()] if len(self.ends) else []
 
-    def texts(self, encoding: str) -> tuple[list[str], dict[int, str]]:
-        """The lines decoded, without carriage returns, and {index: reason} of those that could not be.
+    def texts(self, encoding: str) -> tuple[list[str], list[int], dict[int, str]]:
+        """The lines decoded, without carriage returns, their offsets, and {index: reason} of those that could not be.
 
         What could not be decoded is there with surrogate escapes, for its place in the sequence.
         """
         try:
-            text = b"\n".join(self.lines).decode(encoding)
-            lines = text.split("\n")
-            if "\r" in text:
-                lines = [line.removesuffix("\r") for line in lines]
-            return lines, {}
+            text = self.data.decode(encoding)
         except UnicodeDecodeError:
-            return _decode_one_by_one(self.lines, encoding)
+            texts, bad = _decode_one_by_one([bytes(line) for line in self.lines()], encoding)
+            return texts, self.offsets(), bad
+        texts = text.split("\n")
+        if not texts[-1]:
+            texts.pop()
+        if "\r" in text:
+            texts = [line.removesuffix("\r") for line in texts]
+        return texts, self.offsets(), {}
+
+
+@dataclass(slots=True)
+class Unparsed:
+    """A chunk whose rows are still bytes: `make(block, encoding)` parses them, here or in a worker process."""
+
+    make: Callable[[Block, str], Chunk]
+    block: Block
+    encoding: str
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Where the next chunk starts, as `Chunk.state`."""
+        return {"line": self.block.end_line, "offset": self.block.end_offset}
+
+    def parse(self) -> Chunk:
+        return self.make(self.block, self.encoding)
 
 
 def _decode_one_by_one(lines: list[bytes], encoding: str) -> tuple[list[str], dict[int, str]]:
@@ -131,16 +164,16 @@ def read_blocks(reading: Reading, stream: ByteStream, *, line: int = 1, offset: 
             cut = held.find(b"\n", size) + 1 or (size if len(held) == size else 0)
         if not cut or cut > MAX_RECORD_BYTES + 1:
             length, held = (cut, held[cut:]) if cut else _to_line_end(stream, len(held))
-            yield Block([], line, offset, line + 1, offset + length, oversized=length)
+            yield Block(b"", np.empty(0, np.int64), line, offset, oversized=length)
             line, offset = line + 1, offset + length
             continue
-        data = held[:cut]
-        lines = data.split(b"\n", MAX_ROWS)
-        rest = lines.pop() if len(lines) > MAX_ROWS or not lines[-1] else b""
-        held = rest + held[cut:]
-        end = offset + cut - len(rest)
-        yield Block(lines, line, offset, line + len(lines), end, data[: cut - len(rest)])
-        line, offset = line + len(lines), end
+        ends = np.flatnonzero(np.frombuffer(held, np.uint8, cut) == ord("\n"))[:MAX_ROWS]
+        if len(ends) == MAX_ROWS:
+            cut = int(ends[-1]) + 1
+        elif not len(ends) or ends[-1] != cut - 1:
+            ends = np.append(ends, cut)  # the file's last line
+        yield Block(held[:cut], ends, line, offset)
+        held, line, offset = held[cut:], line + len(ends), offset + cut
 
 
 def _fill(stream: ByteStream, held: bytes, size: int) -> bytes:

@@ -9,13 +9,13 @@ from itertools import zip_longest
 from typing import Any
 
 from llmkit.data.readers.base import MAX_RECORD_BYTES, Chunk, Reading
-from llmkit.data.readers.lines import BOM, read_blocks, text_stream, too_long, undecodable
+from llmkit.data.readers.lines import BOM, Block, Unparsed, read_blocks, text_stream, too_long, undecodable
 
 _Line = tuple[int, int, str, str | None]
 """Line, offset, text, and the reason where it could not be read."""
 
 
-def read_text(reading: Reading, state: dict[str, Any] | None) -> Iterator[Chunk]:
+def read_text(reading: Reading, state: dict[str, Any] | None) -> Iterator[Chunk | Unparsed]:
     """Rows are {"text": ...}. `document_start` is matched at the start of a line, and begins a document there."""
     section = reading.section
     start = re.compile(section.document_start) if section.document_start is not None else None
@@ -48,22 +48,26 @@ def _whole_file(reading: Reading) -> Chunk:
     return Chunk([{"text": text}], [1], [0], [], done)
 
 
-def _line_by_line(reading: Reading, state: dict[str, Any] | None) -> Iterator[Chunk]:
+def _line_by_line(reading: Reading, state: dict[str, Any] | None) -> Iterator[Unparsed]:
     place = state or {"line": 1, "offset": 0}
     stream, encoding = text_stream(reading)
     for block in read_blocks(reading, stream, line=place["line"], offset=place["offset"]):
-        chunk = Chunk([], [], [], [], {"line": block.end_line, "offset": block.end_offset})
-        if block.oversized:
-            chunk.bad.append((block.line, block.offset, too_long(block.oversized)))
-        texts, bad = block.texts(encoding)
-        for index, (offset, text) in enumerate(zip(block.offsets, texts, strict=False)):
-            if index in bad:
-                chunk.bad.append((block.line + index, offset, bad[index]))
-            elif text and not text.isspace():
-                chunk.rows.append({"text": text})
-                chunk.lines.append(block.line + index)
-                chunk.offsets.append(offset)
-        yield chunk
+        yield Unparsed(parse_lines, block, encoding)
+
+
+def parse_lines(block: Block, encoding: str) -> Chunk:
+    chunk = Chunk([], [], [], [], {})
+    if block.oversized:
+        chunk.bad.append((block.line, block.offset, too_long(block.oversized)))
+    texts, offsets, bad = block.texts(encoding)
+    for index, (offset, text) in enumerate(zip(offsets, texts, strict=True)):
+        if index in bad:
+            chunk.bad.append((block.line + index, offset, bad[index]))
+        elif text and not text.isspace():
+            chunk.rows.append({"text": text})
+            chunk.lines.append(block.line + index)
+            chunk.offsets.append(offset)
+    return chunk
 
 
 def _lines(reading: Reading, place: dict[str, Any]) -> Iterator[_Line]:
@@ -72,8 +76,8 @@ def _lines(reading: Reading, place: dict[str, Any]) -> Iterator[_Line]:
         if block.oversized:
             yield block.line, block.offset, "", too_long(block.oversized)
             continue
-        texts, bad = block.texts(encoding)
-        for index, (offset, text) in enumerate(zip(block.offsets, texts, strict=True)):
+        texts, offsets, bad = block.texts(encoding)
+        for index, (offset, text) in enumerate(zip(offsets, texts, strict=True)):
             yield block.line + index, offset, text, bad.get(index)
 
 
