@@ -56,10 +56,15 @@ class RoomyLayer(DynamicLayer):
         return store
 
     def fill(
-        self, start: int, lengths: Sequence[int], new: tuple[torch.Tensor, torch.Tensor], batch: int, width: int
+        self,
+        lines: Sequence[int],
+        lengths: Sequence[int],
+        new: tuple[torch.Tensor, torch.Tensor],
+        batch: int,
+        width: int,
     ) -> None:
-        """Lays `new` keys and values (b, H, t, D), `lengths` of whose places are a text, into the lines from `start` of
-        `batch` ones, so that each text ends at `width`; what is before it is 0."""
+        """Lays `new` keys and values (b, H, t, D), `lengths` of whose places are a text, into those `lines` of `batch`
+        ones, so that each text ends at `width`; what is before it is 0."""
         if not self.is_initialized:
             self.lazy_initialization(*new)
             shape = (batch, new[0].shape[1], max(width, self.room))
@@ -67,29 +72,39 @@ class RoomyLayer(DynamicLayer):
             self.keys, self.values = (store[..., :width, :] for store in self.stores if store is not None)
         for store, states in zip(self.stores, new, strict=True):
             assert store is not None
-            for line, length in enumerate(lengths):
-                store[start + line, :, : width - length] = 0
-                store[start + line, :, width - length : width] = states[line, :, :length]
+            for place, (line, length) in enumerate(zip(lines, lengths, strict=True)):
+                store[line, :, : width - length] = 0
+                store[line, :, width - length : width] = states[place, :, :length]
+
+    def give_up(self, places: int) -> None:
+        """Forgets the first `places`, which no text begins before; the others move to the front."""
+        left = self.get_seq_length() - places
+        for store in self.stores:
+            assert store is not None
+            store[..., :left, :] = store[..., places : places + left, :].clone()
+        self.keys, self.values = (store[..., :left, :] for store in self.stores if store is not None)
 
 
 class FillingLayer(DynamicLayer):
     """Stands in for `target` while some of its lines are read, padded on the right: they attend to themselves alone."""
 
-    def __init__(self, target: RoomyLayer, start: int, lengths: Sequence[int], batch: int, width: int):
+    def __init__(self, target: RoomyLayer, lines: Sequence[int], lengths: Sequence[int], batch: int, width: int):
         super().__init__()  # type: ignore[no-untyped-call]
-        self.target, self.start, self.lengths, self.batch, self.width = target, start, lengths, batch, width
+        self.target, self.lines, self.lengths, self.batch, self.width = target, lines, lengths, batch, width
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.target.fill(self.start, self.lengths, (key_states, value_states), self.batch, self.width)
+        self.target.fill(self.lines, self.lengths, (key_states, value_states), self.batch, self.width)
         return key_states, value_states
 
 
-def filling_cache(cache: DynamicCache, start: int, lengths: Sequence[int], *, batch: int, width: int) -> DynamicCache:
-    """For reading the prompts of `lengths`, `batch` lines' from `start`, into `cache`: see RoomyLayer.fill."""
+def filling_cache(
+    cache: DynamicCache, lines: Sequence[int], lengths: Sequence[int], *, batch: int, width: int
+) -> DynamicCache:
+    """For reading the prompts of `lengths` into those `lines` of `cache`, of `batch` ones: see RoomyLayer.fill."""
     filling = DynamicCache()
-    filling.layers = [FillingLayer(layer, start, lengths, batch, width) for layer in cache.layers]  # type: ignore[arg-type]
+    filling.layers = [FillingLayer(layer, lines, lengths, batch, width) for layer in cache.layers]  # type: ignore[arg-type]
     return filling
 
 

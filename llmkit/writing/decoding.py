@@ -2,8 +2,9 @@
 
 - Prompts are read a few at a time, padded on the right: causal attention then needs no mask (half of the products), the
   activations stay in the CPU's cache, and little is padding. Their keys and values are laid into the cache so that all
-  prompts end at the same place. Only the last position of each goes through the head.
-- A sequence that has ended leaves the batch with its keys and values; `generate` carries it along to the end.
+  texts end at the same place. Only the last position of each goes through the head.
+- The line of a text that has ended is given to the next prompt; where none is left, it leaves the batch with its keys
+  and values. `generate` carries it along to the end of the longest.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedModel
 
 from llmkit.writing.cache import RoomyLayer, filling_cache, roomy_cache
+from llmkit.writing.sampling import draw
 
 PROMPT_TOKENS = 2048
 """Tokens of the prompts that are read at once, padding included."""
-LEAVE_AT = 8
-"""Sequences leave once an eighth of the batch has ended: each time copies what the others keep."""
+CHANGE_AT = 8
+"""Lines are given away or leave once an eighth of the batch has ended: leaving copies what the others keep, and a
+single short prompt makes small matrices."""
 
-Ended = Callable[[torch.Tensor], torch.Tensor]
-"""From the ids so far (B, T) to which sequences end with the newest one (B,)."""
+Ended = Callable[[Sequence[int]], bool]
+"""Whether a text ends with the newest of its new ids."""
 
 
 def can_decode(model: Any) -> bool:
@@ -38,64 +41,151 @@ def decode(
     prompts: Sequence[Sequence[int]],
     allowance: int,
     *,
+    batch_size: int,
     pad_id: int,
-    processors: LogitsProcessorList,
+    warpers: LogitsProcessorList,
+    uniforms: torch.Tensor | None,
     ended: Ended,
 ) -> list[list[int]]:
-    """At most `allowance` new ids of each prompt, up to the one that ends it. `processors` get the ids, padded on the
-    left, and the scores (B, V) in float32; one that holds something of a sequence's own has `keep(lines)`."""
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    width = int(lengths.max())
-    cache = roomy_cache(model, width + allowance)
-    assert cache is not None, "see can_decode"
-    logits = _read(model, prompts, width, cache, pad_id)
-    ids = torch.full((len(prompts), width), pad_id)
-    for line, prompt in enumerate(prompts):
-        ids[line, width - len(prompt) :] = torch.tensor(prompt)
-    mask = (torch.arange(width + allowance) >= (width - lengths)[:, None]).long()
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-    new: list[list[int]] = [[] for _ in prompts]
-    lines, going = torch.arange(len(prompts)), torch.ones(len(prompts), dtype=torch.bool)
-    for step in range(allowance):
-        if step:
-            inputs: dict[str, Any] = {"attention_mask": mask[lines, : width + step]}
-            if takes_positions:
-                inputs["position_ids"] = (lengths[lines] + step - 1)[:, None]
-            logits = model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True, **inputs).logits[:, -1]
-        scores: Any = processors(ids, logits.float())  # type: ignore[arg-type]
-        chosen = scores.argmax(-1)
-        ids = torch.cat([ids, chosen[:, None]], dim=1)
-        for line, token, open_ in zip(lines.tolist(), chosen.tolist(), going.tolist(), strict=True):
-            if open_:
-                new[line].append(token)
-        going &= ~ended(ids)
-        left = int(going.sum())
-        if not left:
-            break
-        if (len(going) - left) * LEAVE_AT >= len(going):
-            kept = going.nonzero().squeeze(1)
-            ids, lines, going = ids[kept], lines[kept], going[kept]
-            cache.batch_select_indices(kept)
-            for processor in processors:
-                if hasattr(processor, "keep"):
-                    processor.keep(kept)
-    return new
+    """At most `allowance` new ids of each prompt, up to the one that ends it, `batch_size` prompts at a time; best
+    sorted by length, longest first.
+
+    warpers: of the scores (B, V), in float32, alone. uniforms: (N, allowance) in [0, 1), by which the tokens of the N
+    prompts are drawn; None: the likeliest are taken.
+    """
+    work = _Work(model, prompts, allowance, pad_id, warpers, uniforms, ended)
+    while work.waiting < len(prompts):
+        batch = _Batch(work, min(batch_size, len(prompts) - work.waiting))
+        while batch.going.any():
+            batch.step()
+            batch.make_use_of_the_ended()
+    return work.new
 
 
-def _read(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], width: int, cache: Any, pad_id: int
-) -> torch.Tensor:
-    """Lays keys and values of all prompts into `cache`, ending at `width`; the scores (B, V) of what comes next."""
-    found = []
-    for part in _parts([len(prompt) for prompt in prompts]):
-        lengths = [len(prompt) for prompt in prompts[part]]
-        ids = torch.full((len(lengths), max(lengths)), pad_id)
-        for line, prompt in enumerate(prompts[part]):
-            ids[line, : len(prompt)] = torch.tensor(prompt)
-        last = torch.tensor(lengths)[:, None] - 1
-        filling = filling_cache(cache, part.start, lengths, batch=len(prompts), width=width)
-        found.append(model(input_ids=ids, past_key_values=filling, use_cache=True, logits_to_keep=last).logits[:, 0])
-    return torch.cat(found)
+class _Work:
+    """What is the same for all batches, and the ids written so far, `new`. `waiting`: the number of the next prompt."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        allowance: int,
+        pad_id: int,
+        warpers: LogitsProcessorList,
+        uniforms: torch.Tensor | None,
+        ended: Ended,
+    ):
+        self.model, self.prompts, self.allowance, self.pad_id = model, prompts, allowance, pad_id
+        self.warpers, self.uniforms, self.ended = warpers, uniforms, ended
+        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self.new: list[list[int]] = [[] for _ in prompts]
+        self.waiting = 0
+
+    def next(self, count: int) -> list[int]:
+        """The numbers of the next prompts, at most `count`."""
+        first, self.waiting = self.waiting, min(self.waiting + count, len(self.prompts))
+        return list(range(first, self.waiting))
+
+    def choose(self, logits: torch.Tensor, numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds a token to each of the texts `numbers`, of the scores (B, V): the tokens, and which texts go on (B,)."""
+        scores: Any = self.warpers(None, logits.float())  # type: ignore[arg-type]
+        if self.uniforms is None:
+            tokens = scores.argmax(-1)
+        else:
+            steps = torch.tensor([len(self.new[number]) for number in numbers])
+            tokens = draw(scores, self.uniforms[torch.tensor(numbers), steps])
+        going = []
+        for number, token in zip(numbers, tokens.tolist(), strict=True):
+            text = self.new[number]
+            text.append(token)
+            going.append(len(text) < self.allowance and not self.ended(text))
+        return tokens, torch.tensor(going)
+
+    def read(self, numbers: Sequence[int], lines: Sequence[int], cache: Any, batch: int, width: int) -> torch.Tensor:
+        """Lays keys and values of the prompts into those lines of `cache`, ending at `width`; the scores (B, V) of what
+        comes next."""
+        found = []
+        prompts = [self.prompts[number] for number in numbers]
+        for part in _parts([len(prompt) for prompt in prompts]):
+            lengths = [len(prompt) for prompt in prompts[part]]
+            ids = torch.full((len(lengths), max(lengths)), self.pad_id)
+            for line, prompt in enumerate(prompts[part]):
+                ids[line, : len(prompt)] = torch.tensor(prompt)
+            last = torch.tensor(lengths)[:, None] - 1
+            filling = filling_cache(cache, lines[part], lengths, batch=batch, width=width)
+            made = self.model(input_ids=ids, past_key_values=filling, use_cache=True, logits_to_keep=last)
+            found.append(made.logits[:, 0])
+        return torch.cat(found)
+
+
+class _Batch:
+    """B lines of a cache, each with a text that ends at `width`, but for its newest token (B,), which is not read yet.
+
+    numbers: the prompt of each line. begins: (B,) the place where its text begins. going: (B,) whether it goes on.
+    """
+
+    def __init__(self, work: _Work, size: int):
+        self.work = work
+        self.numbers = work.next(size)
+        lengths = torch.tensor([len(work.prompts[number]) for number in self.numbers])
+        self.width = int(lengths.max())
+        more = work.allowance // 2 if work.waiting < len(work.prompts) else 0
+        self.room = self.width + work.allowance + more
+        self.cache: Any = roomy_cache(work.model, self.room)
+        assert self.cache is not None, "see can_decode"
+        logits = work.read(self.numbers, range(size), self.cache, size, self.width)
+        self.begins = self.width - lengths
+        self.tokens, self.going = work.choose(logits, self.numbers)
+
+    def step(self) -> None:
+        begins = torch.where(self.going, self.begins, self.width)  # the ended would run out of positions
+        inputs: dict[str, Any] = {"attention_mask": (torch.arange(self.width + 1) >= begins[:, None]).long()}
+        if self.work.takes_positions:
+            inputs["position_ids"] = (self.width - begins)[:, None]
+        ids = self.tokens[:, None]
+        logits = self.work.model(input_ids=ids, past_key_values=self.cache, use_cache=True, **inputs).logits[:, -1]
+        self.width += 1
+        lines = self.going.nonzero().squeeze(1)
+        chosen, going = self.work.choose(logits[lines], [self.numbers[line] for line in lines.tolist()])
+        self.tokens[lines], self.going[lines] = chosen, going
+
+    def make_use_of_the_ended(self) -> None:
+        left = int(self.going.sum())
+        if not left or (len(self.going) - left) * CHANGE_AT < len(self.going):
+            return
+        if self.work.waiting == len(self.work.prompts):
+            self._leave()
+        elif self._makes_room():
+            self._refill()
+
+    def _leave(self) -> None:
+        kept = self.going.nonzero().squeeze(1)
+        self.numbers = [self.numbers[line] for line in kept.tolist()]
+        self.begins, self.tokens, self.going = self.begins[kept], self.tokens[kept], self.going[kept]
+        self.cache.batch_select_indices(kept)
+
+    def _makes_room(self) -> bool:
+        """Whether the next prompts' texts can be written to their end, after the places that no text needs any more are
+        given up, where those are many or the room is wanted."""
+        next_ones = self.work.prompts[self.work.waiting :][: len(self.going) - int(self.going.sum())]
+        longest = max(map(len, next_ones))
+        unused = min(int(self.begins[self.going].min()), self.width - longest)
+        needed = self.width + self.work.allowance - 1
+        if unused > 0 and (needed > self.room or unused * CHANGE_AT >= self.width):
+            for layer in self.cache.layers:
+                layer.give_up(unused)
+            self.width, self.begins, needed = self.width - unused, self.begins - unused, needed - unused
+        return needed <= self.room and longest <= self.width
+
+    def _refill(self) -> None:
+        lines = (~self.going).nonzero().squeeze(1).tolist()
+        numbers = self.work.next(len(lines))
+        lines = lines[: len(numbers)]
+        logits = self.work.read(numbers, lines, self.cache, len(self.going), self.width)
+        for line, number in zip(lines, numbers, strict=True):
+            self.numbers[line] = number
+            self.begins[line] = self.width - len(self.work.prompts[number])
+        self.tokens[lines], self.going[lines] = self.work.choose(logits, numbers)
 
 
 def _parts(lengths: Sequence[int]) -> Iterator[slice]:

@@ -29,7 +29,7 @@ from llmkit.models.wrapping import base_of, prompt_length
 from llmkit.recipe.sections import GenerationSection
 from llmkit.writing.cache import roomy_cache
 from llmkit.writing.decoding import can_decode, decode
-from llmkit.writing.sampling import row_uniforms, sampling_processors
+from llmkit.writing.sampling import RowSampler, row_uniforms, warpers
 from llmkit.writing.stopping import FinishReason, StopStrings, find_ending
 
 CPU_BATCH_SIZE, DEVICE_BATCH_SIZE = 32, 64
@@ -173,6 +173,7 @@ class TransformersEngine:
         for (allowance, _), places in groups.items():
             places.sort(key=lambda i: (-len(prompts[i].ids), i))
             wanted = [(i, sample) for i in places for sample in range(samples)]
+            size = max(len(wanted), 1) if self.decodes else size  # takes them `batch_size` at a time itself
             for start in range(0, len(wanted), size):
                 yield wanted[start : start + size], allowance
 
@@ -225,7 +226,8 @@ class TransformersEngine:
         begun = width if self.start_id is None else 1
         processors, native = LogitsProcessorList(), section.num_beams > 1
         if section.do_sample and not native:
-            processors = self._sampling(prompts, samples, allowance, begun)
+            uniforms = self._uniforms(prompts, samples, allowance)
+            processors = LogitsProcessorList([*warpers(section), RowSampler(uniforms, begun, device)])
         stops = StoppingCriteriaList()
         if section.stop_strings:
             stops.append(StopStrings(self.tokenizer, section.stop_strings, begun))
@@ -243,23 +245,25 @@ class TransformersEngine:
 
     def _decode(self, prompts: list[Prompt], samples: list[int], allowance: int) -> list[list[int]]:
         """The same by the loop of our own."""
-        section, width = self.section, max(len(prompt.ids) for prompt in prompts)
-        processors = LogitsProcessorList()
-        if section.do_sample:
-            processors = self._sampling(prompts, samples, allowance, width)
-        eos = torch.tensor(self.eos_ids, dtype=torch.long)
-        stop = StopStrings(self.tokenizer, section.stop_strings, width) if section.stop_strings else None
+        section = self.section
+        stop = StopStrings(self.tokenizer, section.stop_strings, 0) if section.stop_strings else None
 
-        def ended(ids: torch.Tensor) -> torch.Tensor:
-            at_eos = torch.isin(ids[:, -1], eos)
-            return at_eos if stop is None else at_eos | stop(ids, None)  # type: ignore[arg-type]
+        def ended(ids: Sequence[int]) -> bool:
+            return ids[-1] in self.eos_ids or (stop is not None and stop.hit(ids))
 
-        ids = [prompt.ids for prompt in prompts]
-        return decode(self.model, ids, allowance, pad_id=self.pad_id, processors=processors, ended=ended)
+        return decode(
+            self.model,
+            [prompt.ids for prompt in prompts],
+            allowance,
+            batch_size=self.batch_size,
+            pad_id=self.pad_id,
+            warpers=warpers(section) if section.do_sample else LogitsProcessorList(),
+            uniforms=torch.from_numpy(self._uniforms(prompts, samples, allowance)) if section.do_sample else None,
+            ended=ended,
+        )
 
-    def _sampling(self, prompts: list[Prompt], samples: list[int], allowance: int, begun: int) -> LogitsProcessorList:
-        draws = [row_uniforms(self.seed, p.row, s, allowance) for p, s in zip(prompts, samples, strict=True)]
-        return sampling_processors(self.section, np.stack(draws), begun, self.model.device)
+    def _uniforms(self, prompts: list[Prompt], samples: list[int], allowance: int) -> np.ndarray:
+        return np.stack([row_uniforms(self.seed, p.row, s, allowance) for p, s in zip(prompts, samples, strict=True)])
 
     def _config(self, allowance: int) -> GenerationConfig:
         section = self.section

@@ -26,6 +26,16 @@ def row_uniforms(seed: int, row: int, sample: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, row, sample]).random(count)
 
 
+def draw(scores: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """(B,) the tokens at the quantiles `uniforms` (B,) in [0, 1) of the distributions of `scores` (B, V)."""
+    cumulative = scores.double().softmax(dim=-1).cumsum(dim=-1)
+    total = cumulative[:, -1:].contiguous()
+    if not bool(torch.isfinite(total).all()):
+        raise ModelError("the model's scores are not finite numbers; its weights are damaged or it diverged")
+    drawn = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
+    return torch.minimum(drawn, torch.searchsorted(cumulative, total)).squeeze(1)  # never past the last possible token
+
+
 class RowSampler(LogitsProcessor):
     """Replaces scores (B, V) by 0 for the token drawn and -inf elsewhere. `uniforms`: (B, steps)."""
 
@@ -33,27 +43,15 @@ class RowSampler(LogitsProcessor):
         self.uniforms = torch.tensor(uniforms, dtype=torch.float64, device=device)
         self.prompt_length = prompt_length
 
-    def keep(self, lines: torch.Tensor) -> None:
-        """Goes on with these lines of the batch alone."""
-        self.uniforms = self.uniforms[lines]
-
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        step = input_ids.shape[1] - self.prompt_length
-        cumulative = scores.double().softmax(dim=-1).cumsum(dim=-1)
-        total = cumulative[:, -1:].contiguous()
-        if not bool(torch.isfinite(total).all()):
-            raise ModelError("the model's scores are not finite numbers; its weights are damaged or it diverged")
-        drawn = torch.searchsorted(cumulative, self.uniforms[:, step : step + 1] * total, right=True)
-        drawn = torch.minimum(drawn, torch.searchsorted(cumulative, total))  # never past the last possible token
+        drawn = draw(scores, self.uniforms[:, input_ids.shape[1] - self.prompt_length])
         chosen = torch.full_like(scores, float("-inf"))
-        chosen.scatter_(1, drawn, 0.0)
+        chosen.scatter_(1, drawn[:, None], 0.0)
         return chosen  # type: ignore[return-value]
 
 
-def sampling_processors(
-    section: GenerationSection, uniforms: np.ndarray, prompt_length: int, device: torch.device
-) -> LogitsProcessorList:
-    """Temperature, then top-k, then top-p, then the draw: the order of transformers' own sampling."""
+def warpers(section: GenerationSection) -> LogitsProcessorList:
+    """Temperature, then top-k, then top-p: the order of transformers' own sampling. They look at the scores alone."""
     processors = LogitsProcessorList()
     if section.temperature is not None:
         processors.append(TemperatureLogitsWarper(section.temperature))
@@ -61,5 +59,4 @@ def sampling_processors(
         processors.append(TopKLogitsWarper(section.top_k))
     if section.top_p is not None and section.top_p < 1.0:
         processors.append(TopPLogitsWarper(section.top_p))
-    processors.append(RowSampler(uniforms, prompt_length, device))
     return processors

@@ -106,9 +106,11 @@ class StopStrings(StoppingCriteria):
         self.window = max(len(text.encode()) for text in stop_strings) + _CONTEXT_TOKENS
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: object) -> torch.BoolTensor:
-        newest = input_ids[:, self.prompt_length :][:, -self.window :].tolist()
-        hits = [any(_stop_place(text, self.stop_strings) is not None for text in self._texts(ids)) for ids in newest]
+        hits = [self.hit(ids) for ids in input_ids[:, self.prompt_length :][:, -self.window :].tolist()]
         return torch.tensor(hits, dtype=torch.bool, device=input_ids.device)  # type: ignore[return-value]
 
-    def _texts(self, ids: list[int]) -> list[str]:
-        return [decode(self.tokenizer, ids), decode(self.tokenizer, ids, special=True)]
+    def hit(self, ids: Sequence[int]) -> bool:
+        """Whether a completion holds a stop string that its newest token may have ended."""
+        newest = ids[-self.window :]
+        texts = (decode(self.tokenizer, newest, special=special) for special in (False, True))
+        return any(_stop_place(text, self.stop_strings) is not None for text in texts)

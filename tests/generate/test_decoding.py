@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -63,17 +65,22 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
     return (model if type(config) is Qwen3MoeConfig else model.double()).eval()  # its kernel takes no float64
 
 
-def ended(ids: torch.Tensor) -> torch.Tensor:
-    return ids[:, -1] % 6 == 2  # one of six: sequences leave at many different steps
+def ended(ids: Sequence[int]) -> bool:
+    return (5 * len(ids) + ids[-1]) % 17 == 2  # texts end at many different steps
+
+
+def decoded(model: PreTrainedModel, prompts: list[list[int]], allowance: int, batch_size: int) -> list[list[int]]:
+    keys: dict[str, Any] = {"pad_id": 0, "warpers": LogitsProcessorList(), "uniforms": None, "ended": ended}
+    with torch.inference_mode():
+        return decode(model, prompts, allowance, batch_size=batch_size, **keys)
 
 
 def expected(model: PreTrainedModel, prompt: list[int], allowance: int) -> list[int]:
-    ends = [token for token in range(VOCABULARY) if token % 6 == 2]
     made: Any = model.generate(  # type: ignore[operator]
-        torch.tensor([prompt]), max_new_tokens=allowance, do_sample=False, eos_token_id=ends, pad_token_id=0
+        torch.tensor([prompt]), max_new_tokens=allowance, do_sample=False, eos_token_id=None, pad_token_id=0
     )
     new: list[int] = made[0, len(prompt) :].tolist()
-    return new
+    return next((new[:end] for end in range(1, len(new)) if ended(new[:end])), new)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -82,22 +89,26 @@ def test_it_writes_what_generate_writes(name: str, at_once: int, monkeypatch: py
     monkeypatch.setattr(decoding, "PROMPT_TOKENS", at_once)
     model = build(CONFIGS[name])
     assert can_decode(model)
-    with torch.inference_mode():
-        found = decode(model, PROMPTS, 40, pad_id=0, processors=LogitsProcessorList(), ended=ended)
+    found = decoded(model, PROMPTS, 40, len(PROMPTS))
     assert found == [expected(model, prompt, 40) for prompt in PROMPTS]
     assert len({tuple(new) for new in found}) > 1
 
 
-def test_a_text_never_sees_what_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every step that one ends, the rest goes on alone, or nobody leaves: the same."""
-    model = build(CONFIGS["gpt2"])
-    results = []
-    for leave_at in (10**9, 1):
-        monkeypatch.setattr(decoding, "LEAVE_AT", leave_at)
-        with torch.inference_mode():
-            results.append(decode(model, PROMPTS, 40, pad_id=0, processors=LogitsProcessorList(), ended=ended))
-    assert results[0] == results[1]
-    assert len({len(new) for new in results[0]}) > 1  # they left one after another
+@pytest.mark.parametrize("change_at", [1, 8, 10**9])
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 40])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "opt", "bloom"])
+def test_lines_of_ended_texts_are_given_to_waiting_prompts(
+    name: str, batch_size: int, change_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sorted and unsorted; up to the last position that the model has; whenever lines change hands."""
+    monkeypatch.setattr(decoding, "CHANGE_AT", change_at)
+    model, dice = build(CONFIGS[name]), random.Random(batch_size)
+    prompts = [dice.choices(range(3, VOCABULARY), k=dice.randint(1, 90)) for _ in range(26)]
+    wanted = [expected(model, prompt, 38) for prompt in prompts]
+    assert len({len(new) for new in wanted}) > 3
+    for order in (range(26), sorted(range(26), key=lambda i: -len(prompts[i]))):
+        found = decoded(model, [prompts[i] for i in order], 38, batch_size)
+        assert found == [wanted[i] for i in order]
 
 
 def test_models_that_keep_more_are_left_to_generate() -> None:
