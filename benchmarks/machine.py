@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import threading
 from pathlib import Path
@@ -44,9 +45,9 @@ def versions(checkout: Path) -> dict[str, str]:
 
 
 class PeakMemory:
-    """The most resident memory that a process and its children held together, looked at every tenth of a second.
+    """The most resident memory of a process and its children together, looked at every tenth of a second.
 
-    A sum of resident sets: pages that processes share count once for each, so that it is never told too low.
+    A sum of the most that each living one has held so far (as Linux knows it): it is never told too low.
     """
 
     INTERVAL = 0.1
@@ -80,7 +81,17 @@ class PeakMemory:
             return 0
         for member in members:
             try:
-                total += member.memory_info().rss
+                total += _most_resident(member)
             except psutil.Error:
                 continue
         return total
+
+
+def _most_resident(member: psutil.Process) -> int:
+    """Bytes. Raises psutil.Error where it has ended."""
+    try:
+        status = Path(f"/proc/{member.pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        status = ""
+    found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else int(member.memory_info().rss)

@@ -3,7 +3,7 @@
 Ours is `llmkit preprocess`, by the time that it tells: hashing the sources, proving the fast engine equal to the exact
 one, encoding, shards with checksums, fsync and publishing. The peers are `datasets.map` with joining and cutting into
 blocks, on a tenth of the corpus (--map-copies: its rate is the same, and a round of it takes minutes), and gigatoken
-alone, which writes nothing. Imports are in our time where `preprocess` does them after it has read the recipe, and in no
+alone, which writes nothing. Imports are in our time where `preprocess` does them after it has read the recipe, in no
 peer's.
 """
 
