@@ -18,10 +18,12 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.tracking import get_available_trackers
 from torch import nn
+from transformers import PreTrainedModel
 
 from llmkit.data.prepare import Prepared
 from llmkit.errors import CheckpointError, EnvironmentFailure, RecipeError
 from llmkit.models import source as model_source
+from llmkit.models.cpu_attention import install_cpu_attention
 from llmkit.models.lm import CausalLMModule
 from llmkit.models.varlen import install_varlen
 from llmkit.recipe.memory import bytes_of
@@ -254,12 +256,14 @@ def build(
 def attention_of(
     module: nn.Module, choices: Choices, autocast: Callable[[], AbstractContextManager[Any]]
 ) -> str | None:
-    """The model's attention kernel, after packed documents were given the fastest that computes the same."""
-    if not isinstance(module, CausalLMModule):
-        return None
-    if choices.packing and choices.mixed_precision in AUTOCAST:
+    """The model's attention kernel, after it was given the fastest that computes the same."""
+    on_cpu = next(module.parameters()).device.type == "cpu"
+    if on_cpu and choices.mixed_precision == "bf16" and hardware.cpu_multiplies_bf16():
+        install_cpu_attention(module)
+    if isinstance(module, CausalLMModule) and choices.packing and choices.mixed_precision in AUTOCAST:
         install_varlen(module, autocast)
-    kernel: str | None = getattr(module.inner().config, "_attn_implementation", None)
+    models = (part for part in module.modules() if isinstance(part, PreTrainedModel))
+    kernel: str | None = next((model.config._attn_implementation for model in models), None)
     return kernel
 
 

@@ -87,12 +87,12 @@ def choose_precision(
         return asked  # type: ignore[return-value]
     if device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16"
-    if device_type != "cpu" or module is None or not _cpu_multiplies_bf16() or is_recurrent(module):
+    if device_type != "cpu" or module is None or not cpu_multiplies_bf16() or is_recurrent(module):
         return "no"
     return "bf16" if sum(p.numel() for p in module.parameters()) >= CPU_BF16_FROM_PARAMETERS else "no"
 
 
-def _cpu_multiplies_bf16() -> bool:
+def cpu_multiplies_bf16() -> bool:
     """False where torch cannot tell: the calls are not public and may go."""
     calls = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(call is not None and call() for call in calls)

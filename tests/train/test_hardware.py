@@ -35,7 +35,7 @@ def large(monkeypatch):
 
 
 def test_a_cpu_trains_a_large_model_in_bf16_where_it_multiplies_it(monkeypatch, large):
-    monkeypatch.setattr(hardware, "_cpu_multiplies_bf16", lambda: True)
+    monkeypatch.setattr(hardware, "cpu_multiplies_bf16", lambda: True)
     choose = hardware.choose_precision
     assert choose("auto", "cpu", large) == choose(None, "cpu", large) == "bf16"
     assert choose("auto", "cpu") == "no"  # not to train
