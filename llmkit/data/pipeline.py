@@ -79,6 +79,7 @@ def run(plan: Plan, store: Store, advance: Callable[[int, str], None]) -> None:
         while notes:
             notes.popleft().close()
     finally:
+        gc.unfreeze()
         for stage in reversed(stages):
             stage.close()
     store.progress |= {"group": len(plan.groups), "source": 0, "resume": None}
