@@ -115,7 +115,7 @@ def _parse_slowly(text: str) -> dict[str, Any] | str:
     except DuplicateKey as error:
         return str(error)
     except json.JSONDecodeError as error:
-        return f"not valid JSON: {error.msg} at character {error.pos + 1}"
+        return f"not valid JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}"
     except (RecursionError, ValueError) as error:
         return f"not JSON that can be read: {error}"
     if has_lone_surrogate(row):
