@@ -311,6 +311,7 @@ def wrap(module: nn.Module, choices: Choices, may_fall_back: bool) -> nn.Module:
     """
     if not choices.torch_compile:
         return module
+    hardware.add_up_in_order(next(module.parameters()).device)
     torch._dynamo.config.suppress_errors = may_fall_back
     os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
     compiled: nn.Module = torch.compile(module, dynamic=None if choices.packing else True)  # type: ignore[assignment]

@@ -49,6 +49,14 @@ def keep_freed_memory() -> None:
     libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
 
+def add_up_in_order(device: torch.device) -> None:
+    """Before a module is compiled for a CPU: the compiler would add up an embedding's gradients by atomic additions, in
+    any order, and no two runs would be equal to the bit. Costs nothing that could be measured."""
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a square matrix product at its best: the limit that training is measured against.
 
