@@ -162,10 +162,12 @@ class BatchEncoder:
                 self._special = _runs(self._ids_of_special())
 
     def _ids_of_special(self) -> list[int]:
-        """The ids that gigatoken gives where a text spells a special token, in order."""
-        added = read_core(self.directory).get_added_tokens_decoder().values()
-        found = [self._fast.encode(token.content).tolist() for token in added if token.special]
-        return sorted({ids[0] for ids in found if len(ids) == 1})
+        """The ids that a special token can have, in order: its own, and where a file numbers it otherwise than
+        `tokenizers` does the one that gigatoken gives."""
+        added = read_core(self.directory).get_added_tokens_decoder()
+        special = {number: token.content for number, token in added.items() if token.special}
+        alone = [ids for ids in map(self._fast.encode, special.values()) if len(ids) == 1]
+        return sorted({*special, *(int(ids[0]) for ids in alone)})
 
     def encode(self, texts: list[str]) -> Ragged:
         """values (sum of lengths,) uint32 ids, lengths (N,) int64. Lone surrogates raise UnicodeEncodeError."""
