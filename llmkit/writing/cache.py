@@ -68,13 +68,23 @@ class RoomyLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(*new)
             shape = (batch, new[0].shape[1], max(width, self.room))
-            self.stores = new[0].new_empty(*shape, new[0].shape[-1]), new[1].new_empty(*shape, new[1].shape[-1])
-            self.keys, self.values = (store[..., :width, :] for store in self.stores if store is not None)
+            keys, values = (states.new_empty(*shape, states.shape[-1]) for states in new)
+            for made in (keys, values):
+                made[..., width:, :] = 0  # a masked place must hold a number, where it is read at all
+            self.stores = keys, values
+            self.reach(width)
         for store, states in zip(self.stores, new, strict=True):
             assert store is not None
             for place, (line, length) in enumerate(zip(lines, lengths, strict=True)):
                 store[line, :, : width - length] = 0
                 store[line, :, width - length : width] = states[place, :, :length]
+
+    def keep(self, lines: torch.Tensor) -> None:
+        """Those lines (b,) of the batch, in that order, with their room."""
+        length, (keys, values) = self.get_seq_length(), self.stores
+        assert keys is not None and values is not None
+        self.stores = keys[lines], values[lines]
+        self.reach(length)
 
     def give_up(self, places: int) -> None:
         """Forgets the first `places`, which no text begins before; the others move to the front."""
@@ -82,7 +92,11 @@ class RoomyLayer(DynamicLayer):
         for store in self.stores:
             assert store is not None
             store[..., :left, :] = store[..., places : places + left, :].clone()
-        self.keys, self.values = (store[..., :left, :] for store in self.stores if store is not None)
+        self.reach(left)
+
+    def reach(self, length: int) -> None:
+        """As many places are written, be it by others."""
+        self.keys, self.values = (store[..., :length, :] for store in self.stores if store is not None)
 
 
 class FillingLayer(DynamicLayer):

@@ -5,6 +5,7 @@
   texts end at the same place. Only the last position of each goes through the head.
 - The line of a text that has ended is given to the next prompt; where none is left, it leaves the batch with its keys
   and values. `generate` carries it along to the end of the longest.
+- On a GPU a step is a CUDA graph (`fixed`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedModel
 
 from llmkit.writing.cache import RoomyLayer, filling_cache, roomy_cache
+from llmkit.writing.fixed import FixedSteps
 from llmkit.writing.sampling import draw
 
-PROMPT_TOKENS = 2048
+PROMPT_TOKENS = {"cpu": 2048, "accelerator": 16384}
 """Tokens of the prompts that are read at once, padding included."""
 CHANGE_AT = 8
 """Lines are given away or leave once an eighth of the batch has ended: leaving copies what the others keep, and a
 single short prompt makes small matrices."""
+LEAVE_AT_FIXED = 2
+"""Where steps are fixed they leave once half of the batch has ended: fewer lines need another graph."""
 
 Ended = Callable[[Sequence[int]], bool]
 """Whether a text ends with the newest of its new ids."""
@@ -77,6 +81,8 @@ class _Work:
     ):
         self.model, self.prompts, self.allowance, self.pad_id = model, prompts, allowance, pad_id
         self.warpers, self.uniforms, self.ended = warpers, uniforms, ended
+        self.device = model.device
+        self.fixed = steps_are_fixed(self.device)
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self.new: list[list[int]] = [[] for _ in prompts]
         self.waiting = 0
@@ -93,8 +99,8 @@ class _Work:
             tokens = scores.argmax(-1)
         else:
             steps = torch.tensor([len(self.new[number]) for number in numbers])
-            tokens = draw(scores, self.uniforms[torch.tensor(numbers), steps])
-        going = []
+            tokens = draw(scores, self.uniforms[torch.tensor(numbers), steps].to(self.device))
+        tokens, going = tokens.cpu(), []
         for number, token in zip(numbers, tokens.tolist(), strict=True):
             text = self.new[number]
             text.append(token)
@@ -106,14 +112,17 @@ class _Work:
         comes next."""
         found = []
         prompts = [self.prompts[number] for number in numbers]
-        for part in _parts([len(prompt) for prompt in prompts]):
+        at_once = PROMPT_TOKENS["cpu" if self.device.type == "cpu" else "accelerator"]
+        for part in _parts([len(prompt) for prompt in prompts], at_once):
             lengths = [len(prompt) for prompt in prompts[part]]
             ids = torch.full((len(lengths), max(lengths)), self.pad_id)
             for line, prompt in enumerate(prompts[part]):
                 ids[line, : len(prompt)] = torch.tensor(prompt)
-            last = torch.tensor(lengths)[:, None] - 1
+            last = torch.tensor(lengths, device=self.device)[:, None] - 1
             filling = filling_cache(cache, lines[part], lengths, batch=batch, width=width)
-            made = self.model(input_ids=ids, past_key_values=filling, use_cache=True, logits_to_keep=last)
+            made = self.model(
+                input_ids=ids.to(self.device), past_key_values=filling, use_cache=True, logits_to_keep=last
+            )
             found.append(made.logits[:, 0])
         return torch.cat(found)
 
@@ -121,7 +130,8 @@ class _Work:
 class _Batch:
     """B lines of a cache, each with a text that ends at `width`, but for its newest token (B,), which is not read yet.
 
-    numbers: the prompt of each line. begins: (B,) the place where its text begins. going: (B,) whether it goes on.
+    Tensors are on the CPU, the model's own excepted. numbers: the prompt of each line. begins: (B,) the place where its
+    text begins. going: (B,) whether it goes on. fixed: the steps, where they are (see FixedSteps).
     """
 
     def __init__(self, work: _Work, size: int):
@@ -136,25 +146,43 @@ class _Batch:
         logits = work.read(self.numbers, range(size), self.cache, size, self.width)
         self.begins = self.width - lengths
         self.tokens, self.going = work.choose(logits, self.numbers)
+        self.fixed = self._fixed()
+
+    def _fixed(self) -> FixedSteps | None:
+        work = self.work
+        if not work.fixed:
+            return None
+        return FixedSteps(work.model, self.cache, self.room, takes_positions=work.takes_positions)
 
     def step(self) -> None:
         begins = torch.where(self.going, self.begins, self.width)  # the ended would run out of positions
+        logits = self._growing(begins) if self.fixed is None else self.fixed(self.tokens, begins, self.width)
+        self.width += 1
+        lines = self.going.nonzero().squeeze(1)
+        scores = logits[lines.to(logits.device)]
+        chosen, going = self.work.choose(scores, [self.numbers[line] for line in lines.tolist()])
+        self.tokens[lines], self.going[lines] = chosen, going
+
+    def _growing(self, begins: torch.Tensor) -> torch.Tensor:
+        """The scores (B, V) by a step that attends to what is written and to no more."""
         inputs: dict[str, Any] = {"attention_mask": (torch.arange(self.width + 1) >= begins[:, None]).long()}
         if self.work.takes_positions:
             inputs["position_ids"] = (self.width - begins)[:, None]
         ids = self.tokens[:, None]
-        logits = self.work.model(input_ids=ids, past_key_values=self.cache, use_cache=True, **inputs).logits[:, -1]
-        self.width += 1
-        lines = self.going.nonzero().squeeze(1)
-        chosen, going = self.work.choose(logits[lines], [self.numbers[line] for line in lines.tolist()])
-        self.tokens[lines], self.going[lines] = chosen, going
+        made: Any = self.work.model(input_ids=ids, past_key_values=self.cache, use_cache=True, **inputs)
+        scores: torch.Tensor = made.logits[:, -1]
+        return scores
 
     def make_use_of_the_ended(self) -> None:
-        left = int(self.going.sum())
-        if not left or (len(self.going) - left) * CHANGE_AT < len(self.going):
+        left, lines = int(self.going.sum()), len(self.going)
+        if not left or (lines - left) * CHANGE_AT < lines:
             return
+        if self.fixed is not None:
+            for layer in self.cache.layers:
+                layer.reach(self.width)
         if self.work.waiting == len(self.work.prompts):
-            self._leave()
+            if self.fixed is None or (lines - left) * LEAVE_AT_FIXED >= lines:
+                self._leave()
         elif self._makes_room():
             self._refill()
 
@@ -162,7 +190,9 @@ class _Batch:
         kept = self.going.nonzero().squeeze(1)
         self.numbers = [self.numbers[line] for line in kept.tolist()]
         self.begins, self.tokens, self.going = self.begins[kept], self.tokens[kept], self.going[kept]
-        self.cache.batch_select_indices(kept)
+        for layer in self.cache.layers:
+            layer.keep(kept.to(self.work.device))
+        self.fixed = self._fixed()
 
     def _makes_room(self) -> bool:
         """Whether the next prompts' texts can be written to their end, after the places that no text needs any more are
@@ -188,11 +218,16 @@ class _Batch:
         self.tokens[lines], self.going[lines] = self.work.choose(logits, numbers)
 
 
-def _parts(lengths: Sequence[int]) -> Iterator[slice]:
-    """Neighbours of at most PROMPT_TOKENS together; a longer prompt alone."""
+def steps_are_fixed(device: torch.device) -> bool:
+    """A CPU has no launches to save, and would read the places that are not written yet."""
+    return device.type == "cuda"
+
+
+def _parts(lengths: Sequence[int], at_once: int) -> Iterator[slice]:
+    """Neighbours of at most `at_once` tokens together; a longer prompt alone."""
     start, longest = 0, 0
     for place, length in enumerate(lengths):
-        if place > start and max(longest, length) * (place + 1 - start) > PROMPT_TOKENS:
+        if place > start and max(longest, length) * (place + 1 - start) > at_once:
             yield slice(start, place)
             start, longest = place, 0
         longest = max(longest, length)

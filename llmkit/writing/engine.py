@@ -93,7 +93,7 @@ class TransformersEngine:
         self.forced_bos_id = getattr(model.generation_config, "forced_bos_token_id", None)
         exotic = (section.repetition_penalty, section.no_repeat_ngram_size, section.min_new_tokens)
         self.decodes = (
-            model.device.type == "cpu"
+            model.device.type in ("cpu", "cuda")
             and section.num_beams == 1
             and all(setting is None for setting in exotic)
             and not prompt_length(model)

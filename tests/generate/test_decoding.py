@@ -86,7 +86,7 @@ def expected(model: PreTrainedModel, prompt: list[int], allowance: int) -> list[
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("at_once", [1, 16, 2048])
 def test_it_writes_what_generate_writes(name: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "PROMPT_TOKENS", at_once)
+    monkeypatch.setitem(decoding.PROMPT_TOKENS, "cpu", at_once)
     model = build(CONFIGS[name])
     assert can_decode(model)
     found = decoded(model, PROMPTS, 40, len(PROMPTS))
@@ -148,7 +148,7 @@ def test_other_settings_are_left_to_generate(settings: dict[str, object], tokeni
 
 
 def test_prompts_are_read_a_few_at_a_time() -> None:
-    assert list(decoding._parts([3000])) == [slice(0, 1)]
-    assert list(decoding._parts([1500, 600, 500, 10, 10])) == [slice(0, 1), slice(1, 4), slice(4, 5)]
-    parts = list(decoding._parts([100] * 50))
+    assert list(decoding._parts([3000], 2048)) == [slice(0, 1)]
+    assert list(decoding._parts([1500, 600, 500, 10, 10], 2048)) == [slice(0, 1), slice(1, 4), slice(4, 5)]
+    parts = list(decoding._parts([100] * 50, 2048))
     assert [part.stop - part.start for part in parts] == [20, 20, 10]
