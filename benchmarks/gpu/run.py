@@ -1,6 +1,6 @@
 """Training speed on one GPU: `llmkit pretrain`, transformers' Trainer and a loop written by hand, in turn.
 
-    python benchmarks/gpu/run.py [gpt2-124m] [llama-1b] [--rounds 2] [--steps 30] [--work DIR]
+    python benchmarks/gpu/run.py [gpt2-124m] [llama-1b] [--rounds 2] [--steps 30] [--precision fp8] [--work DIR]
 
 Ours trains on the standard library's sources with a BPE vocabulary of 50,257, documents packed and isolated; the peers
 on random tokens of the same shape, each row one document. MFU is 6 x parameters x tokens per second over the rate of an
@@ -59,16 +59,18 @@ training:
   per_device_train_batch_size: {batch}
   learning_rate: 1.0e-4
   torch_compile: true
+distributed: {{mixed_precision: {precision}}}
 checkpoint: {{save_minutes: null}}
 logging: {{logging_steps: 1}}
 """
 
 
-def ours(work: Path, name: str, steps: int) -> dict[str, Any]:
+def ours(work: Path, name: str, steps: int, precision: str) -> dict[str, Any]:
     config, batch, length = SHAPES[name]
     out = work / f"{name}-{time.time_ns()}"
     recipe = work / f"{out.name}.yaml"
     values = {"config": json.dumps(config), "batch": batch, "length": length, "steps": steps, "out": out}
+    values["precision"] = precision
     recipe.write_text(RECIPE.format(vocabulary=VOCABULARY, prepared=work / f"prepared-{length}", **values))
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "llmkit", "pretrain", str(recipe)], capture_output=True, text=True)
@@ -113,6 +115,7 @@ def main() -> None:
     parser.add_argument("shapes", nargs="*", default=["gpt2-124m", "llama-1b"])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--precision", default="auto", choices=("auto", "no", "bf16", "fp16", "fp8"))
     parser.add_argument("--work", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -120,7 +123,7 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         for name in given.shapes:
             for number in range(given.rounds):
-                print(json.dumps(ours(work, name, given.steps)), flush=True)
+                print(json.dumps(ours(work, name, given.steps, given.precision)), flush=True)
                 for kind, compiled in PEERS if number == 0 else PEERS[:1]:
                     print(json.dumps(peer(work, name, kind, compiled, given.steps)), flush=True)
 

@@ -158,8 +158,9 @@ def _score(
     import torch
 
     from llmkit.evaluate.split import predict_split
-    from llmkit.train.build import autocast_of, make_accelerator
-    from llmkit.train.hardware import choose_precision, keep_freed_memory
+    from llmkit.train.build import make_accelerator
+    from llmkit.train.hardware import keep_freed_memory
+    from llmkit.train.precision import autocast_of, choose_precision
 
     keep_freed_memory()
     accelerator = make_accelerator([], recipe.output_dir, recipe.distributed.ddp_timeout)

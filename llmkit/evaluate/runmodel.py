@@ -101,8 +101,8 @@ def open_model(place: Path | str, recipe: Recipe, options: Options, directory: P
 
     from llmkit.data.tokenizer import load_tokenizer
     from llmkit.models.load import load_model, max_length
-    from llmkit.train.build import AUTOCAST
-    from llmkit.train.hardware import choose_precision, keep_freed_memory
+    from llmkit.train.hardware import keep_freed_memory
+    from llmkit.train.precision import AUTOCAST, choose_precision
 
     keep_freed_memory()
     section = model_section(recipe, place)

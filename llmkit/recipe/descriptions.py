@@ -142,7 +142,7 @@ DESCRIPTIONS: dict[str, str] = {
     "distributed": "Several processes, and precision.",
     "distributed.strategy": "How processes share the model.",
     "distributed.mixed_precision": "auto: bf16 on a GPU that has it, and to train 10M parameters or "
-    "more on a CPU that multiplies it.",
+    "more on a CPU that multiplies it. fp8: linear layers on an H100 or newer, compiled; the rest bf16.",
     "distributed.ddp_timeout": "Seconds that processes wait for one that is late; at most 90 for one that "
     "gives no sign of life.",
     "checkpoint": "When the run's state is saved, and how many are kept.",

@@ -23,6 +23,7 @@ ALIASES = {
     "lr_scheduler": "training.lr_scheduler_type",
     "fp16": "distributed.mixed_precision",
     "bf16": "distributed.mixed_precision",
+    "fp8": "distributed.mixed_precision",
     "precision": "distributed.mixed_precision",
     "max_seq_length": "data.max_length",
     "max_seq_len": "data.max_length",

@@ -230,7 +230,7 @@ class TrainingSection(Section):
 
 class DistributedSection(Section):
     strategy: Literal["auto", "ddp", "fsdp", "hybrid"] | None = "auto"
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] | None = "auto"
+    mixed_precision: Literal["auto", "no", "bf16", "fp16", "fp8"] | None = "auto"
     ddp_timeout: PositiveInt | None = 1800
 
 

@@ -9,23 +9,19 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.tracking import get_available_trackers
 from torch import nn
-from transformers import PreTrainedModel
 
 from llmkit.data.prepare import Prepared
 from llmkit.errors import CheckpointError, EnvironmentFailure, RecipeError
 from llmkit.models import source as model_source
-from llmkit.models.cpu_attention import install_cpu_attention
 from llmkit.models.lm import CausalLMModule
-from llmkit.models.varlen import install_varlen
 from llmkit.recipe.memory import bytes_of
 from llmkit.recipe.sections import Recipe
 from llmkit.tasks.base import Plan, Task
@@ -33,9 +29,8 @@ from llmkit.train import hardware, memory, micro_batch, optim
 from llmkit.train.cuts import Budget
 from llmkit.train.feed import Calendar, Feed, Layout, calendar
 from llmkit.train.noise import install_noise
+from llmkit.train.precision import autocast_of, choose_precision, install_kernels
 from llmkit.train.schedules import Schedule, whole_steps
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -119,12 +114,6 @@ def make_accelerator(report_to: list[str], logging_dir: str, timeout_seconds: in
     )
 
 
-def autocast_of(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    if precision not in AUTOCAST:
-        return nullcontext
-    return partial(torch.autocast, device.type, dtype=AUTOCAST[precision])
-
-
 def batch_layout(recipe: Recipe, world_size: int) -> tuple[int, int]:
     """(global batch, samples that a process sees at once, at most); RecipeError where they cannot be reconciled."""
     section = recipe.training
@@ -182,7 +171,7 @@ def resolve_choices(
         Choices(
             mixed_precision=kept.get(
                 "mixed_precision",
-                hardware.choose_precision(recipe.distributed.mixed_precision, device_type, module),
+                choose_precision(recipe.distributed.mixed_precision, device_type, module),
             ),
             per_device_train_batch_size=micro,
             micro_batch_tokens=micro_tokens,
@@ -219,7 +208,8 @@ def build(
         kept=kept,
     )
     autocast = autocast_of(choices.mixed_precision, accelerator.device)
-    choices = replace(choices, attention=attention_of(module, choices, autocast))
+    kernel = install_kernels(module, choices.mixed_precision, packing=choices.packing)
+    choices = replace(choices, attention=kernel)
     limit, given = bytes_of(recipe.training.max_memory), recipe.training.per_device_train_batch_size is not None
     check_memory = memory.limited(limit, accelerator.device)
     if (accelerator.device.type == "cuda" or limit is not None) and not given and not kept:
@@ -251,20 +241,6 @@ def build(
         check_memory=check_memory,
         num_parameters=parameters_of(module),
     )
-
-
-def attention_of(
-    module: nn.Module, choices: Choices, autocast: Callable[[], AbstractContextManager[Any]]
-) -> str | None:
-    """The model's attention kernel, after it was given the fastest that computes the same."""
-    on_cpu = next(module.parameters()).device.type == "cpu"
-    if on_cpu and choices.mixed_precision == "bf16" and hardware.cpu_multiplies_bf16():
-        install_cpu_attention(module)
-    if isinstance(module, CausalLMModule) and choices.packing and choices.mixed_precision in AUTOCAST:
-        install_varlen(module, autocast)
-    models = (part for part in module.modules() if isinstance(part, PreTrainedModel))
-    kernel: str | None = next((model.config._attn_implementation for model in models), None)
-    return kernel
 
 
 def layout_of(choices: Choices, days: Calendar, module: nn.Module, accelerator: Accelerator) -> Layout:

@@ -17,10 +17,11 @@ from llmkit.recipe import identity as identities
 from llmkit.recipe.sections import Recipe
 from llmkit.tasks import build_task
 from llmkit.train import checkpoint, hardware, metricslog, study
-from llmkit.train.build import AUTOCAST, Parts, build, make_accelerator
+from llmkit.train.build import Parts, build, make_accelerator
 from llmkit.train.job import Job, finish
 from llmkit.train.loop import TrainState, fit
 from llmkit.train.peers import Peers
+from llmkit.train.precision import AUTOCAST
 from llmkit.train.rundir import CHECKPOINTS, METRICS, TRACKING, Existing
 from llmkit.train.schedules import Schedule
 from llmkit.train.session import Phase, Session

@@ -1,4 +1,4 @@
-"""What the machine can do: allocator, matrix rate, precision, micro-batch and compilation chosen by fixed rules.
+"""What the machine can do: allocator, matrix rate, micro-batch and compilation chosen by fixed rules.
 
 Every automatic choice is a function of the recipe and the machine, never of a timing, so that a run that is started
 twice is the same run; `run.json` records it and a resume keeps it.
@@ -12,7 +12,6 @@ import resource
 import shutil
 import time
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -31,9 +30,6 @@ MICRO_BATCH_COST = {"cpu": (64, 1e9), "accelerator": (1024, 2.5e12)}
 floating-point operations (calls and launches: 5 ms). Measured on a CPU, reckoned for the others."""
 RECURRENT_ROWS = 64
 """What a time step of a recurrent network costs beside its rows, in rows."""
-CPU_BF16_FROM_PARAMETERS = 10_000_000
-"""From this size on bf16 trains 2 to 3 times as fast as float32 on a CPU that multiplies it (AVX512_BF16 or AMX, and
-slower than float32 on others). A smaller model gains little, trains in minutes, and keeps float32's digits."""
 COMPILE_PAYS_AFTER = {"cpu": 2e13, "cuda": 5e16}
 """Floating-point operations of a run (a core's share on a CPU) from which compiling costs less than it saves: five to
 ten minutes of training."""
@@ -84,26 +80,6 @@ def peak_memory(device: torch.device) -> int:
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
     except (OSError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def choose_precision(
-    asked: str | None, device_type: str, module: nn.Module | None = None
-) -> Literal["no", "bf16", "fp16"]:
-    """`auto`: bf16 on GPUs that have it, and on CPUs that multiply it, to train a large enough `module` whose matrices
-    are large, which those of one recurrent time step are not. None: not to train; float32 on any CPU."""
-    if asked in ("no", "bf16", "fp16"):
-        return asked  # type: ignore[return-value]
-    if device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bf16"
-    if device_type != "cpu" or module is None or not cpu_multiplies_bf16() or is_recurrent(module):
-        return "no"
-    return "bf16" if sum(p.numel() for p in module.parameters()) >= CPU_BF16_FROM_PARAMETERS else "no"
-
-
-def cpu_multiplies_bf16() -> bool:
-    """False where torch cannot tell: the calls are not public and may go."""
-    calls = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(call is not None and call() for call in calls)
 
 
 def is_recurrent(module: nn.Module) -> bool:

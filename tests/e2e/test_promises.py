@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
+from llmkit.train import precision
 from tests.e2e.conftest import CHARACTERS, WORDS, Place, rows
 
 LLAMA = {
@@ -29,6 +32,7 @@ OPT = {
     "num_attention_heads": 2,
     "word_embed_proj_dim": 32,
 }
+WIDE = {"model_type": "gpt2", "n_layer": 1, "n_embd": 128, "n_head": 2}
 FINETUNE = """\
 output_dir: chat
 task: {type: instruction}
@@ -228,6 +232,22 @@ class TestGenerate:
 def test_what_the_recipe_offers_runs(trained: Place, sets: dict[str, Any]) -> None:
     ended = trained.run("pretrain", sets={"output_dir": "x", "data.prepared_dir": "p", "training.max_steps": 3, **sets})
     assert ended.status == 0, ended.err
+
+
+def test_fp8_trains_what_any_machine_reads(trained: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch multiplies fp8 on a CPU as well, if slowly; without that the recipe is refused, and tried at last."""
+    sets = {"output_dir": "x", "data.prepared_dir": "p", "model.config": WIDE, "distributed.mixed_precision": "fp8"}
+    trained.run("pretrain", sets=sets).told(6, "distributed.mixed_precision", "fp8 needs a GPU")
+    with monkeypatch.context() as patch:
+        patch.setattr(precision, "multiplies_fp8", lambda device_type: True)
+        ended = trained.run("pretrain", sets=sets)
+    assert ended.status == 0, ended.err
+    assert json.loads(Path("x/run.json").read_text())["resolved"]["mixed_precision"] == "fp8"
+    losses = [step["loss"] for step in lines(Path("x/metrics.jsonl")) if "loss" in step]
+    assert losses[-1] < losses[0] - 0.1
+    model = AutoModelForCausalLM.from_pretrained("x/model")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert trained.run("evaluate", sets=sets).status == 0
 
 
 def test_an_architecture_that_leaks_is_padded_or_refused(trained: Place) -> None:

@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from llmkit.errors import CheckpointError, RecipeError
 from llmkit.models.lm import CausalLMModule
 from llmkit.recipe.sections import Recipe
-from llmkit.train.build import autocast_of, batch_layout, load_model_tensors, model_tensors, wrap
+from llmkit.train.build import batch_layout, load_model_tensors, model_tensors, wrap
 
 
 def recipe(**training):
@@ -62,13 +62,6 @@ def test_a_checkpoint_of_another_model_is_refused(change):
     change(tensors)
     with pytest.raises(CheckpointError, match="not of this model"):
         load_model_tensors(module, tensors)
-
-
-def test_autocast_is_nothing_in_float32():
-    with autocast_of("no", torch.device("cpu"))():
-        assert not torch.is_autocast_enabled("cpu")
-    with autocast_of("bf16", torch.device("cpu"))():
-        assert torch.is_autocast_enabled("cpu")
 
 
 def test_compiled_gradients_are_the_same_to_the_bit_every_time():

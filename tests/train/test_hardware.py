@@ -28,34 +28,6 @@ def test_a_micro_batch_of_a_small_model_costs_more_tokens():
     assert hardware.micro_batch_cost("cuda", 10**8) == hardware.micro_batch_cost("mps", 10**8) > 1024
 
 
-@pytest.fixture
-def large(monkeypatch):
-    monkeypatch.setattr(hardware, "CPU_BF16_FROM_PARAMETERS", 100)
-    return torch.nn.Linear(10, 10)
-
-
-def test_a_cpu_trains_a_large_model_in_bf16_where_it_multiplies_it(monkeypatch, large):
-    monkeypatch.setattr(hardware, "cpu_multiplies_bf16", lambda: True)
-    choose = hardware.choose_precision
-    assert choose("auto", "cpu", large) == choose(None, "cpu", large) == "bf16"
-    assert choose("auto", "cpu") == "no"  # not to train
-    assert choose("auto", "cpu", torch.nn.Linear(9, 9)) == "no"
-    assert choose("auto", "cpu", torch.nn.LSTM(10, 10)) == choose("auto", "cpu", torch.nn.GRUCell(10, 10)) == "no"
-    assert choose("no", "cpu", large) == "no" and choose("fp16", "cpu", large) == "fp16"
-    assert choose("bf16", "cpu", torch.nn.Linear(1, 1)) == "bf16"
-
-
-def test_a_cpu_without_bf16_instructions_trains_in_float32(monkeypatch, large):
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
-    assert hardware.choose_precision("auto", "cpu", large) == "no"
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
-    assert hardware.choose_precision("auto", "cpu", large) == "bf16"
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.delattr(torch.cpu, name)
-    assert hardware.choose_precision("auto", "cpu", large) == "no"
-
-
 def test_compilation_is_chosen_by_the_runs_length_alone(monkeypatch):
     monkeypatch.setattr(hardware.shutil, "which", lambda name: "/usr/bin/g++")
     long = hardware.COMPILE_PAYS_AFTER["cpu"] * torch.get_num_threads() * 2
