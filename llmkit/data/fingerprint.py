@@ -20,7 +20,7 @@ from llmkit.files import sha256_json
 from llmkit.manifest import MANIFEST, read_manifest
 from llmkit.recipe.sections import DataSection, SourceSection
 
-FORMAT = 2
+FORMAT = 3
 NOT_READING = ("path", "id", "weight")
 """Keys of a source that say where it is, what it is called and how often it is seen: not what its records are."""
 

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from blake3 import blake3
+
 from llmkit.data.readers.base import SourceFile
 from llmkit.data.readers.find import find_files
 from llmkit.data.readers.hub import revision_of
@@ -141,7 +143,7 @@ def directory_of(file: SourceFile) -> str:
 
 
 def content_hash(source: ResolvedSource) -> str:
-    """A sha256 of the bytes of the source's files in order, wherever they lie (with the names of their directories
+    """A hash of the bytes of the source's files in order, wherever they lie (with the names of their directories
     where these are labels); for a Hub data set its commit, configuration and split; for the builtin corpus the Python
     version and its files."""
     digest = hashlib.sha256()
@@ -167,13 +169,14 @@ def content_hash(source: ResolvedSource) -> str:
 
 
 def _hash_in_pieces(path: str) -> str:
-    """sha256 over the sha256 of every PIECE bytes of a file: each core hashes pieces of its own."""
+    """BLAKE3 over the BLAKE3 of every PIECE bytes of a file: each core hashes pieces of its own, four times as fast as
+    sha256."""
 
     def digest(place: int) -> bytes:
         with open_file(path) as opened:
             opened.seek(place)
-            found, left = hashlib.sha256(), PIECE
-            while data := opened.read(min(left, 1 << 18)):
+            found, left = blake3(), PIECE
+            while data := opened.read(min(left, 1 << 20)):
                 found.update(data)
                 left -= len(data)
         return found.digest()
@@ -181,6 +184,6 @@ def _hash_in_pieces(path: str) -> str:
     with open_file(path) as opened:
         size = os.fstat(opened.fileno()).st_size
     if size <= PIECE:
-        return hashlib.sha256(digest(0)).hexdigest()
+        return blake3(digest(0)).hexdigest()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return hashlib.sha256(b"".join(pool.map(digest, range(0, size, PIECE)))).hexdigest()
+        return blake3(b"".join(pool.map(digest, range(0, size, PIECE)))).hexdigest()
