@@ -124,9 +124,9 @@ def _attend_backward(
     queries, keys, values = (q * scale).flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
     of_out = gradient.to(q.dtype).transpose(1, 2).flatten(0, 1)
     blocks = list(_blocks(q.shape[2], k.shape[2], mask, causal))
-    of_q = torch.empty_like(queries)
-    # several blocks add up: in float32
-    of_k, of_v = (torch.zeros_like(x, dtype=torch.float32 if len(blocks) > 1 else x.dtype) for x in (keys, values))
+    of_q = q.new_empty(queries.shape)  # in one piece, whatever the strides of a single row
+    sums = torch.float32 if len(blocks) > 1 else q.dtype
+    of_k, of_v = (x.new_zeros(x.shape, dtype=sums) for x in (keys, values))
     for rows, columns in blocks:
         own = of_out[:, rows]
         weights = kept

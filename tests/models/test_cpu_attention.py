@@ -75,6 +75,20 @@ def test_outputs_and_gradients(name: str, length: int) -> None:
         assert error(found, expected) < 2 * error(theirs, expected) + 1e-3
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize(("length", "masked"), [(40, False), (40, True), (300, False), (300, True)])
+def test_the_compiler_is_told_what_comes_back(rows: int, heads: int, length: int, masked: bool) -> None:
+    """Shapes and strides, of inputs as models lay them: a single row or head has strides that say nothing."""
+    q, k, v = (torch.randn(rows, length, heads, 16).bfloat16().transpose(1, 2) for _ in range(3))
+    mask = torch.ones(rows, 1, length, length, dtype=torch.bool).tril() if masked else None
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(cpu_attention._attend, (q, k, v, mask, 0.25, not masked), test_utils=checks)
+    out, kept = cpu_attention._attend(q, k, v, mask, 0.25, not masked)
+    given = (torch.randn_like(out), q, k, v, mask, kept, 0.25, not masked)
+    torch.library.opcheck(cpu_attention._attend_backward, given, test_utils=checks)
+
+
 def test_keys_that_no_query_sees_are_left_out() -> None:
     assert [columns for _, columns in cpu_attention._blocks(600, 600, None, True)] == [
         slice(0, 256),

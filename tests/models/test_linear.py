@@ -11,6 +11,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
+from llmkit.models import linear
 from llmkit.models.linear import FastConv1D, FastLinear, fast_linears, is_faster, product
 
 needs_it = pytest.mark.skipif(not is_faster(), reason="a CPU without AVX-512, or a torch without oneDNN")
@@ -27,6 +28,17 @@ def test_it_is_as_near_to_the_truth_as_torch(rows: tuple[int, ...], inner: int, 
         fast, plain = FastLinear(linear)(x), linear(x)
     assert fast.shape == plain.shape and fast.is_contiguous()
     assert (fast - truth).abs().max() <= 2 * (plain - truth).abs().max() + 1e-6
+
+
+@needs_it
+@pytest.mark.parametrize("rows", [(8,), (1, 8), (1, 16, 8), (3, 16, 8), (4, 1, 8)])
+def test_the_compiler_is_told_what_comes_back(rows: tuple[int, ...]) -> None:
+    """Shapes and strides, of inputs that stand in rows or in columns."""
+    turned = torch.randn(*rows[:-2], *reversed(rows[-2:])).transpose(-1, -2) if len(rows) > 1 else torch.randn(rows)
+    for x in (torch.randn(rows), turned):
+        for weight in (torch.randn(4, 8), torch.randn(8, 4).t(), torch.randn(1, 8)):
+            checks = ("test_schema", "test_faketensor")
+            torch.library.opcheck(linear._opaque, (x, weight, torch.randn(len(weight))), test_utils=checks)
 
 
 @needs_it
