@@ -34,10 +34,18 @@ Ended = Callable[[Sequence[int]], bool]
 
 
 def can_decode(model: Any) -> bool:
-    """Whether all that `model` keeps of a text are plain keys and values, and it scores chosen positions alone."""
+    """Whether all that `model` keeps of a text are plain keys and values, and it scores one chosen position of each."""
     cache = roomy_cache(model, 1)
     plain = cache is not None and all(type(layer) is RoomyLayer for layer in cache.layers)
-    return plain and bool(model._supports_logits_to_keep())
+    return plain and bool(model._supports_logits_to_keep()) and _scores_one_place(model)
+
+
+@torch.inference_mode()
+def _scores_one_place(model: PreTrainedModel) -> bool:
+    """transformers before 5.21 and code of others take the places (B, 1) for those of every text."""
+    places = torch.arange(2, device=model.device)[:, None]
+    made: Any = model(input_ids=torch.zeros_like(places).expand(2, 2), logits_to_keep=places, use_cache=False)
+    return bool(made.logits.shape[:2] == (2, 1))
 
 
 def decode(

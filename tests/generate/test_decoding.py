@@ -25,6 +25,7 @@ from transformers import (
     Qwen2Config,
     Qwen3MoeConfig,
 )
+from transformers.models.gpt2 import modeling_gpt2
 
 from llmkit.models.configs import RnnLmConfig
 from llmkit.writing import decoding
@@ -116,6 +117,13 @@ def test_models_that_keep_more_are_left_to_generate() -> None:
     assert not can_decode(build(MistralConfig(**small)))
     assert not can_decode(build(Gemma2Config(**small, head_dim=8)))
     assert not can_decode(build(RnnLmConfig(vocab_size=VOCABULARY, hidden_size=8, num_hidden_layers=1)))
+
+
+def test_models_that_cannot_score_one_place_of_each_text_are_left_to_generate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers did before 5.21."""
+    model = build(CONFIGS["gpt2"])
+    monkeypatch.setattr(modeling_gpt2, "slice_logits_to_keep", lambda hidden, places: hidden[:, places, :])
+    assert not can_decode(model)
 
 
 SETTINGS: dict[str, dict[str, object]] = {
