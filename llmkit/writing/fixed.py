@@ -97,7 +97,9 @@ def as_graph(forward: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        # outside of it, for a recording that fails leaves its own stream the current one
+        own = torch.cuda.stream(torch.cuda.current_stream())
+        with own, torch.cuda.graph(graph, capture_error_mode="thread_local"):
             scores = forward()
         graph.replay()
         torch.cuda.synchronize()

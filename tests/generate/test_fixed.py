@@ -6,6 +6,7 @@ The graph itself needs a GPU; all that it records is run here.
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -105,6 +106,59 @@ def test_scores_agree_where_they_differ_as_kernels_do() -> None:
     assert agree(scores.bfloat16(), scores)
     assert not agree(scores.flip(0), scores)
     assert not agree(torch.full_like(scores, float("nan")), scores)
+
+
+class Recorder:
+    """In the place of torch.cuda's graphs: notes what happens; `spoilt` is what a replay leaves in the scores."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, spoilt: float | None = None):
+        self.events: list[str] = []
+        self.spoilt, self.scores = spoilt, torch.zeros(2, 3)
+        for name in ("Stream", "CUDAGraph"):
+            monkeypatch.setattr(torch.cuda, name, lambda: self)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: self)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+        monkeypatch.setattr(torch.cuda, "graph", lambda graph, capture_error_mode: nullcontext())
+
+    def wait_stream(self, other: object) -> None:
+        self.events.append("wait")
+
+    def replay(self) -> None:
+        self.events.append("replay")
+        if self.spoilt is not None:
+            self.scores.fill_(self.spoilt)
+
+    def forward(self) -> torch.Tensor:
+        self.events.append("forward")
+        return self.scores.copy_(torch.arange(6.0).view(2, 3))
+
+
+def test_a_graph_that_gives_the_same_is_played(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch)
+    run = fixed.as_graph(recorder.forward)
+    assert recorder.events == ["wait", "forward", "wait", "forward", "replay"]
+    assert run is not recorder.forward and run() is recorder.scores and recorder.events[-1] == "replay"
+
+
+@pytest.mark.parametrize("spoilt", [0.0, 9.0, float("nan")])
+def test_a_graph_that_gives_something_else_is_not_used(spoilt: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch, spoilt)
+    assert fixed.as_graph(recorder.forward) == recorder.forward
+
+
+@pytest.mark.parametrize(("error", "raised"), [(RuntimeError, False), (torch.OutOfMemoryError, True)])
+def test_what_cannot_be_recorded_runs_as_it_is(
+    error: type[RuntimeError], raised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(monkeypatch)
+
+    def refuse(graph: object, capture_error_mode: str) -> None:
+        raise error("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    with pytest.raises(error) if raised else nullcontext():
+        assert fixed.as_graph(recorder.forward) == recorder.forward
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
