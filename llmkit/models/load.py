@@ -85,7 +85,8 @@ def load_model(
     gradient_checkpointing: bool = False,
     allow_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """The model on the CPU in `dtype` (float32 where None), with an embedding for every token of `tokenizer`.
+    """The model in `dtype` (float32 where None), with an embedding for every token of `tokenizer`: on the CPU where
+    some of it is drawn, so that a seed gives the same weights on any machine; else where it will be used.
 
     The same seed gives the same weights, a new head's among them, whatever ran before. Raises ModelError, or
     RecipeError for the section. An adapter's directory (adapter_config.json) gives its base with
@@ -109,7 +110,8 @@ def load_model(
                     Path(source.name), section, tokenizer, seed=seed, max_length=max_length, dtype=dtype, head=head
                 )
             config = _pretrained_config(source, section, trust, head)
-            model = _from_pretrained(source, config, section, dtype, trust, head)
+            drawn = head.fresh or len(tokenizer) > getattr(config.get_text_config(), "vocab_size", 0)
+            model = _from_pretrained(source, config, section, dtype, trust, head, None if drawn else gpu_of_process())
         else:
             config = _new_config(section, tokenizer, max_length, head)
             model = _from_config(config, section, dtype, head)
@@ -153,8 +155,15 @@ def _pretrained_config(source: ModelSource, section: ModelSection, trust: bool, 
 
 
 def _from_pretrained(
-    source: ModelSource, config: PreTrainedConfig, section: ModelSection, dtype: torch.dtype, trust: bool, head: Head
+    source: ModelSource,
+    config: PreTrainedConfig,
+    section: ModelSection,
+    dtype: torch.dtype,
+    trust: bool,
+    head: Head,
+    device: torch.device | None,
 ) -> PreTrainedModel:
+    """device: where the weights are laid as they are read, without a copy on the CPU; None: the CPU."""
     import transformers
 
     if source.is_local:
@@ -166,6 +175,7 @@ def _from_pretrained(
             revision=source.revision,
             dtype=dtype,
             attn_implementation=_attention(section),
+            device_map=None if device is None else {"": device},
             use_safetensors=True,
             trust_remote_code=trust,
             local_files_only=source.is_local,
@@ -187,6 +197,12 @@ def _from_pretrained(
         message = f"the weights in {source.name} lack {len(missing) + len(mismatched)} of the model's tensors ({names})"
         raise ModelError(message, key="model.name_or_path")
     return model
+
+
+def gpu_of_process() -> torch.device | None:
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
 
 
 def _check_shards(index: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from llmkit.errors import ModelError, RecipeError
+from llmkit.models import load as models_load
 from llmkit.models.heads import CAUSAL_LM, SEQ2SEQ_LM
 from llmkit.models.load import load_model, locate, model_limit
 from llmkit.models.load import max_length as recipe_max_length
@@ -119,6 +121,31 @@ def test_weights_come_back(saved, tokenizer):
     again = load(section("llama"), tokenizer)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     assert model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_weights_are_laid_where_they_will_be_used(kind, tmp_path, tokenizer, monkeypatch):
+    """Only those that are all there: what is drawn is drawn on the CPU. The device is one here, the way is the same."""
+    from llmkit.data.tokenizer import load_tokenizer
+
+    load(section(kind), tokenizer).save_pretrained(str(tmp_path / "model"))
+    pretrained, asked = ModelSection(name_or_path=str(tmp_path / "model")), []
+    plain = load(pretrained, tokenizer)
+    monkeypatch.setattr(models_load, "gpu_of_process", lambda: asked.append("device") or torch.device("cpu"))
+    placed = load(pretrained, tokenizer)
+    assert asked == ["device"]
+    for (name, one), (other, two) in zip(plain.state_dict().items(), placed.state_dict().items(), strict=True):
+        assert name == other and torch.equal(one, two)
+    ids = torch.arange(12).reshape(2, 6)
+    assert torch.equal(plain.eval()(ids).logits, placed.eval()(ids).logits)
+    placed.save_pretrained(str(tmp_path / "again"))
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "model/model.safetensors").read_bytes()
+    longer = load_tokenizer(byte_tokenizer(tmp_path / "longer", special=("<|endoftext|>", "<pad>", "<|im_start|>")))
+    load(pretrained, longer)
+    load_model(pretrained, tokenizer, seed=1, max_length=48, head=replace(CAUSAL_LM, fresh=True))
+    assert asked == ["device"]
+    monkeypatch.setattr(models_load, "gpu_of_process", lambda: torch.device("meta"))
+    assert {p.device.type for p in load(pretrained, tokenizer).parameters()} == {"meta"}
 
 
 def test_new_tokens_get_embeddings(saved, tmp_path, tokenizer):
