@@ -61,7 +61,7 @@ def prepare(place: Path, options: argparse.Namespace) -> dict[str, Side]:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--copies", type=int, default=4, help="of the standard library in the smallest corpus")
+    parser.add_argument("--copies", type=int, default=16, help="of the standard library in the smallest corpus")
     parser.add_argument("--batch", type=int, default=8, help="windows of 256 tokens in the smaller step")
     parser.add_argument("--steps", type=int, default=12)
 
