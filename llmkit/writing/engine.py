@@ -91,6 +91,9 @@ class TransformersEngine:
         if model.config.is_encoder_decoder:
             self.start_id = decoder_start(model, self.eos_ids[0] if self.eos_ids else self.pad_id)
         self.forced_bos_id = getattr(model.generation_config, "forced_bos_token_id", None)
+        default = CPU_BATCH_SIZE if model.device.type == "cpu" else DEVICE_BATCH_SIZE
+        self.batch_size = section.batch_size or default
+        """Sequences at once; fewer after the device's memory did not hold as many."""
         exotic = (section.repetition_penalty, section.no_repeat_ngram_size, section.min_new_tokens)
         self.decodes = (
             model.device.type in ("cpu", "cuda")
@@ -106,12 +109,6 @@ class TransformersEngine:
                 decoder_start_token_id=self.start_id,
                 forced_bos_token_id=self.forced_bos_id,
             )
-
-    @property
-    def batch_size(self) -> int:
-        """Sequences of one `generate` call."""
-        default = CPU_BATCH_SIZE if self.model.device.type == "cpu" else DEVICE_BATCH_SIZE
-        return self.section.batch_size or default
 
     def allowance(self, prompt: Prompt) -> int:
         """New tokens that fit after `prompt`: `max_new_tokens`, less where the model's context ends before. Raises
@@ -142,13 +139,18 @@ class TransformersEngine:
     def _fitting(
         self, prompts: Sequence[Prompt], batch: list[tuple[int, int]], allowance: int
     ) -> list[tuple[int, Completion]]:
-        """One batch; halved as often as needed where the device's memory does not hold it."""
+        """One batch; halved, or its sequences at once are, as often as needed where the device's memory does not hold
+        it. The longest come first, so that little is lost."""
         try:
             return list(self._generate_batch([prompts[i] for i, _ in batch], batch, allowance))
         except torch.OutOfMemoryError:
-            if len(batch) == 1:
+            at_once = min(len(batch), self.batch_size)
+            if (at_once if self.decodes else len(batch)) == 1:
                 raise
         torch.cuda.empty_cache()  # outside `except`: the traceback held the batch's tensors
+        if self.decodes:
+            self.batch_size = at_once // 2
+            return self._fitting(prompts, batch, allowance)
         half = len(batch) // 2
         return self._fitting(prompts, batch[:half], allowance) + self._fitting(prompts, batch[half:], allowance)
 

@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmkit.errors import DataError, ModelError
+from llmkit.writing import engine as engine_module
 from llmkit.writing.engine import Completion, Prompt, TransformersEngine, stop_ids
 from llmkit.writing.stopping import decode
 from tests.generate.conftest import engine_of, make_model, prompts_of
@@ -205,7 +206,7 @@ def test_out_of_memory_halves_the_batch(
     prompts = prompts_of(tokenizer, *TEXTS)
     expected = engine_of(model, tokenizer).generate(prompts)
     engine, sizes = engine_of(model, tokenizer), []
-    call = engine._call
+    engine.decodes, call = False, engine._call
 
     def small(batch: list[Prompt], *rest: Any) -> list[list[int]]:
         sizes.append(len(batch))
@@ -217,3 +218,29 @@ def test_out_of_memory_halves_the_batch(
     assert engine.generate(prompts) == expected
     assert sizes[0] == 6
     assert min(sizes) <= 2
+
+
+def test_out_of_memory_halves_the_lines_of_the_loop(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("gpt2", len(tokenizer))
+    prompts = prompts_of(tokenizer, *TEXTS)
+    expected = engine_of(model, tokenizer).generate(prompts)
+    sizes: list[int] = []
+    loop, fits = engine_module.decode, 2
+
+    def small(*given: Any, batch_size: int, **more: Any) -> list[list[int]]:
+        sizes.append(batch_size)
+        if batch_size > fits:
+            raise torch.OutOfMemoryError("full")
+        return loop(*given, batch_size=batch_size, **more)
+
+    monkeypatch.setattr(engine_module, "decode", small)
+    engine = engine_of(model, tokenizer, batch_size=16)
+    assert engine.decodes
+    assert engine.generate(prompts) == expected
+    assert sizes == [16, 3, 1]
+    assert engine.generate(prompts) == expected and sizes[3:] == [1], "it remembers"
+    fits = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.generate(prompts)
