@@ -1,9 +1,8 @@
 """What a prepared dataset depends on, as a readable nested identity, and its sha256: the dataset's name on disk.
 
 Inside: the content of the sources (not their paths or ids), how they are read, cleaning, what the encoder depends
-on, the
-tokenizer by content, the held-out fraction. Outside: seed, training, weights, packing, workers, where things are
-written.
+on, the tokenizer by content, the held-out fraction. Outside: seed, training, weights, packing, workers, where things
+are written.
 """
 
 from __future__ import annotations

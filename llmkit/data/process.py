@@ -21,11 +21,9 @@ KEPT, INVALID = -1, -2
 class Processed:
     """N records of one batch after cleaning and encoding; S cleaning steps.
 
-    dropped: (N,) the step that dropped a record, KEPT, or INVALID. sizes: (S + 1, N) UTF-8 bytes before each step
-    and at
-    the end. changed: (S, N). dedup: step -> N hashes at that point (None where a record did not get there).
-    encoded.rows
-    counts in the N records; its streams have the dtypes they are stored in.
+    dropped: (N,) the step that dropped a record, KEPT, or INVALID. sizes: (S + 1, N) UTF-8 bytes before each step and
+    at the end. changed: (S, N). dedup: step -> N hashes at that point (None where a record did not get there).
+    encoded.rows counts in the N records; its streams have the dtypes they are stored in.
     """
 
     batch: RecordBatch

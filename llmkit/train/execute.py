@@ -159,10 +159,12 @@ def _header(session: Session) -> dict[str, str]:
     choices, parts = session.parts.choices, session.parts
     processes = f" x {choices.num_processes} processes" if choices.num_processes > 1 else ""
     precision = "float32" if choices.mixed_precision == "no" else choices.mixed_precision
+    pace = ", compiled (the first steps take longer)" if choices.torch_compile else ""
+    if choices.mixed_precision == "fp8" and not choices.torch_compile:
+        pace = ", not compiled: slower than bf16"
     return {
         "run": str(session.output_dir),
-        "model": f"{parts.num_parameters:,} parameters, {precision}"
-        + (", compiled (the first steps take longer)" if choices.torch_compile else ""),
+        "model": f"{parts.num_parameters:,} parameters, {precision}{pace}",
         "steps": f"{choices.total_steps:,} of {parts.calendar.global_batch} sequences of up to {choices.max_length} "
         f"tokens, {'packed' if choices.packing else 'padded'}, "
         f"micro-batch {choices.micro_batch}{processes}",
